@@ -1,0 +1,13 @@
+"""edgeslim: make a small language model smaller and faster for its device, and prove it there.
+
+The public functions are imported on first use, so that ``import edgeslim`` loads no torch.
+"""
+
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+# In a checkout (bare or editable) the packages `edgeslim.exporters`, `edgeslim.runtime` and `edgeslim.devices`
+# are the top-level folders beside this one; a wheel holds them inside this package.
+if not (Path(__file__).parent / "exporters").is_dir():
+    __path__.append(str(Path(__file__).parent.parent))
