@@ -1,0 +1,250 @@
+"""A bundle ready to run: tokens in, logits out, the model's state kept between calls.
+
+Letters: B batch, T tokens fed, P tokens already in the state, V vocabulary.
+
+A session is fed a prompt in pieces of any size, then one token at a time; it gives the logits after the last token fed.
+`OrtSession` needs onnxruntime alone and can also give the logits of all positions (from a bundle's scoring graph);
+`GenaiSession` is onnxruntime-genai's own loop, the faster one for text generation.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeslim.errors import BundleError, RecipeError, did_you_mean
+from edgeslim.runtime.config import read_config
+from edgeslim.runtime.engines import choose_engine, import_engine
+
+Tokens = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.float32]
+
+PAST, PRESENT = "past_key_values.", "present."
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+
+
+class Session(Protocol):
+    """What generation, profiling and evaluation need of an engine."""
+
+    @property
+    def position(self) -> int:
+        """Tokens in the state, P."""
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens the state may hold; None: no bound."""
+
+    def reset(self, batch: int = 1) -> None:
+        """Empty the state and make room for `batch` sequences."""
+
+    def feed(self, tokens: Tokens) -> Logits:
+        """Append `tokens` [B, T] to the state and return the logits [B, V] after the last of them."""
+
+
+def open_session(
+    bundle: Path, engine: Literal["auto", "genai", "ort"] = "auto", threads: int | None = None
+) -> "OrtSession | GenaiSession":
+    """Return a session of `bundle` on `engine`; ``auto`` prefers onnxruntime-genai. `threads` None leaves
+    the number to the engine.
+
+    Raises: BundleError, RuntimeUnavailable.
+    """
+    if engine == "auto":
+        engine = choose_engine(has_genai_config=read_config(bundle).has_genai_config)
+    if engine not in _SESSIONS:
+        raise RecipeError(f"unknown engine {engine!r}{did_you_mean(engine, ['auto', *_SESSIONS])}")
+    return _SESSIONS[engine](bundle, threads=threads)
+
+
+class OrtSession:
+    """A bundle's graph on plain onnxruntime. The state stays in onnxruntime's own buffers between calls."""
+
+    def __init__(self, bundle: Path, *, graph: str = "model.onnx", threads: int | None = None) -> None:
+        """Load `graph` of `bundle`, with the session options and custom operators its genai_config.json names.
+
+        Raises: BundleError when the graph is missing or does not load; RuntimeUnavailable without onnxruntime.
+        """
+        self.config = read_config(bundle)
+        self._ort = import_engine("ort")
+        self._graph = _existing(bundle / graph)
+        options = _ort_options(self._ort, bundle, self.config.session_options, threads)
+        try:
+            self._session = self._ort.InferenceSession(self._graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own exception classes share no base but Exception
+            raise _load_error(self._graph, error) from error
+        inputs = {i.name: i for i in self._session.get_inputs()}
+        self._state_inputs = [i for name, i in inputs.items() if name.startswith(PAST)]
+        self._wants_mask = "attention_mask" in inputs
+        self._wants_positions = "position_ids" in inputs
+        self._outputs = [o.name for o in self._session.get_outputs()]
+        grows = any(isinstance(d, str) for i in self._state_inputs for d in i.shape[1:])
+        self._context_length = self.config.context_length if grows else None  # a recurrent state has no end
+        self.reset()
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    @property
+    def context_length(self) -> int | None:
+        return self._context_length
+
+    def reset(self, batch: int = 1) -> None:
+        """Start `batch` new sequences: empty key-value caches, zero recurrent states.
+
+        With several sequences, graphs with GroupQueryAttention take the prompt in one piece (onnxruntime's rule).
+        """
+        self._position = 0
+        self._batch = batch
+        self._state = {
+            i.name: self._value(np.zeros(_first_shape(i.shape, batch), _DTYPES[i.type])) for i in self._state_inputs
+        }
+
+    def feed(self, tokens: Tokens) -> Logits:
+        """Append `tokens` [B, T] to the state and return the logits [B, V] after the last of them."""
+        return np.asarray(self._run(tokens)[:, -1], dtype=np.float32)
+
+    def feed_all(self, tokens: Tokens) -> Logits:
+        """Append `tokens` [B, T] to the state and return the logits [B, T, V] after each of them.
+
+        Raises: BundleError when the graph gives the last position only.
+        """
+        logits = self._run(tokens)
+        if logits.shape[1] != tokens.shape[1]:
+            raise BundleError(f"{self._graph} gives the last position's logits only; open the bundle's scoring graph")
+        return np.asarray(logits, dtype=np.float32)
+
+    def _run(self, tokens: Tokens) -> npt.NDArray[Any]:
+        _check_tokens(tokens, self._batch, self._position, self._context_length, self.config.vocab_size)
+        binding = self._session.io_binding()
+        for name, array in self._token_inputs(tokens).items():
+            binding.bind_ortvalue_input(name, self._value(array))
+        for name, value in self._state.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        outputs = dict(zip(self._outputs, binding.get_outputs(), strict=True))
+        self._state = {name: outputs[PRESENT + name.removeprefix(PAST)] for name in self._state}
+        self._position += tokens.shape[1]
+        logits: npt.NDArray[Any] = outputs["logits"].numpy()
+        return logits
+
+    def _token_inputs(self, tokens: Tokens) -> dict[str, Tokens]:
+        batch, count = tokens.shape
+        end = self._position + count
+        inputs = {"input_ids": np.ascontiguousarray(tokens, dtype=np.int64)}
+        if self._wants_mask:
+            inputs["attention_mask"] = np.ones((batch, end), np.int64)
+        if self._wants_positions:
+            inputs["position_ids"] = np.tile(np.arange(self._position, end, dtype=np.int64), (batch, 1))
+        return inputs
+
+    def _value(self, array: npt.NDArray[Any]) -> Any:
+        return self._ort.OrtValue.ortvalue_from_numpy(array)
+
+
+class GenaiSession:
+    """A bundle on onnxruntime-genai, one sequence at a time."""
+
+    def __init__(self, bundle: Path, *, threads: int | None = None, max_length: int | None = None) -> None:
+        """Load `bundle`. `max_length` bounds prompt and new tokens together; None: what genai_config.json says.
+
+        Raises: BundleError when the bundle does not load; RuntimeUnavailable without onnxruntime-genai.
+        """
+        self.config = read_config(bundle)
+        self._og = import_engine("genai")
+        _existing(bundle / "genai_config.json")
+        try:
+            config = self._og.Config(str(bundle))
+            if threads is not None:
+                config.overlay(json.dumps(_thread_overlay(_check_threads(threads))))
+            self._model = self._og.Model(config)
+        except Exception as error:  # pybind11 raises RuntimeError, json's parser others
+            raise _load_error(str(bundle), error) from error
+        self._max_length = max_length
+        self.reset()
+
+    @property
+    def position(self) -> int:
+        return int(self._generator.token_count())
+
+    @property
+    def context_length(self) -> int | None:
+        return self._context_length
+
+    def reset(self, batch: int = 1) -> None:
+        """Start a new sequence. A new generator costs little and, unlike a rewind, works for recurrent states."""
+        if batch != 1:
+            raise RecipeError(f"onnxruntime-genai sessions hold one sequence, got batch {batch}; use engine 'ort'")
+        params = self._og.GeneratorParams(self._model)
+        if self._max_length is not None:
+            params.set_search_options(max_length=self._max_length)
+        self._context_length = int(params.get_search_options()["max_length"])
+        self._generator = self._og.Generator(self._model, params)
+
+    def feed(self, tokens: Tokens) -> Logits:
+        """Append `tokens` [1, T] to the state and return the logits [1, V] after the last of them."""
+        _check_tokens(tokens, 1, self.position, self._context_length, self.config.vocab_size)
+        self._generator.append_tokens(np.ascontiguousarray(tokens[0], dtype=np.int32))
+        return np.array(self._generator.get_logits()[:, -1], dtype=np.float32)  # a copy: the engine reuses its buffer
+
+
+_SESSIONS: dict[str, "type[OrtSession] | type[GenaiSession]"] = {"genai": GenaiSession, "ort": OrtSession}
+
+
+def _first_shape(shape: list[int | str], batch: int) -> list[int]:
+    """Return the shape of an empty state: the first dimension is the batch, other symbolic ones count past tokens."""
+    return [batch, *(d if isinstance(d, int) else 0 for d in shape[1:])]
+
+
+def _check_tokens(tokens: Tokens, batch: int, position: int, limit: int | None, vocab_size: int | None) -> None:
+    if tokens.ndim != 2 or tokens.shape[0] != batch or tokens.shape[1] == 0:
+        raise RecipeError(f"tokens must have shape [{batch}, at least 1], got {list(tokens.shape)}")
+    end = position + tokens.shape[1]
+    if limit is not None and end > limit:
+        raise RecipeError(f"{end} tokens do not fit the model's context of {limit}")
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or (vocab_size is not None and high >= vocab_size):
+        raise RecipeError(f"token ids must be in [0, {vocab_size}), got {low if low < 0 else high}")
+
+
+def _existing(path: Path) -> str:
+    if not path.is_file():
+        raise BundleError(f"{path.parent}: not a bundle: it has no {path.name}")
+    return str(path)
+
+
+def _load_error(what: str, error: Exception) -> BundleError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return BundleError(f"{what} does not load: {lines[0]}")
+
+
+def _check_threads(threads: int) -> int:
+    if threads < 1:
+        raise RecipeError(f"threads must be at least 1, got {threads}")
+    return threads
+
+
+def _thread_overlay(threads: int) -> dict[str, Any]:
+    return {"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}
+
+
+def _ort_options(ort: Any, bundle: Path, genai: Mapping[str, Any], threads: int | None) -> Any:
+    """Return onnxruntime's session options that mean the same as `genai`, those of a genai_config.json."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only, as onnxruntime-genai has it
+    count = threads if threads is not None else genai.get("intra_op_num_threads")
+    if count is not None:
+        options.intra_op_num_threads = _check_threads(count)
+    library = genai.get("custom_ops_library")
+    if library:
+        inside = bundle / library
+        options.register_custom_ops_library(str(inside) if inside.is_file() else library)
+    for key, value in genai.items():
+        if "." in key:  # a configuration entry such as session.disable_prepacking
+            options.add_session_config_entry(key, str(value))
+    return options
