@@ -1,0 +1,1 @@
+"""Pruning as pure tensor mathematics: statistics of a layer's inputs in, a pruned weight out."""
