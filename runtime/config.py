@@ -36,7 +36,7 @@ def read_config(bundle: Path) -> RunConfig:
     """
     if not bundle.is_dir():
         raise BundleError(f"{bundle}: no such bundle folder")
-    genai, hf, generation = (_read_object(bundle / name) for name in (GENAI_CONFIG, HF_CONFIG, GENERATION_CONFIG))
+    genai, hf, generation = (read_object(bundle / name) for name in (GENAI_CONFIG, HF_CONFIG, GENERATION_CONFIG))
     model = genai.get("model", {})
     return RunConfig(
         vocab_size=model.get("vocab_size") or hf.get("vocab_size"),
@@ -59,7 +59,11 @@ def _ids(value: Any) -> list[int]:
     return [int(v) for v in value] if isinstance(value, list) else [int(value)]
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`, empty where there is no such file.
+
+    Raises: BundleError when it holds anything else.
+    """
     if not path.is_file():
         return {}
     try:
