@@ -1,0 +1,260 @@
+"""Hugging Face checkpoints: found, checked, loaded whole or block by block.
+
+The one file that knows how transformers names and loads things.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgeslim.errors import CheckpointError, did_you_mean
+from edgeslim.tensorfile import TensorEntry, read_entries, read_tensor, write_tensor
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder: `config.json`, safetensors files and what lies beside them."""
+
+    folder: Path
+    trust_remote_code: bool = False
+
+    @classmethod
+    def open(cls, model: str | Path, *, trust_remote_code: bool = False) -> "Checkpoint":
+        """Return the checkpoint at the folder `model`, or download the hub id `model` and return that.
+
+        Raises: CheckpointError where there is neither, or the folder holds no safetensors.
+        """
+        checkpoint = cls(_find(model), trust_remote_code)
+        if not (checkpoint.folder / "config.json").is_file():
+            raise CheckpointError(f"{checkpoint.folder}: no config.json; expected a Hugging Face checkpoint folder")
+        if not any(checkpoint.folder.glob("*.safetensors")):
+            pickled = any(checkpoint.folder.glob("*.bin"))
+            found = "only pickled weights (*.bin), which can run code when loaded" if pickled else "no weights"
+            raise CheckpointError(f"{checkpoint.folder}: {found}; expected *.safetensors")
+        return checkpoint
+
+    @cached_property
+    def config(self) -> Any:
+        """The transformers configuration.
+
+        Raises: CheckpointError for a model type that transformers does not know.
+        """
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+        except (ValueError, KeyError, OSError) as fault:
+            raise CheckpointError(f"{self.folder}: transformers cannot read config.json: {_first_line(fault)}") from None
+
+    @cached_property
+    def entries(self) -> dict[str, TensorEntry]:
+        """Where every floating-point tensor lies, by the name it has in the files."""
+        return {name: entry for file in sorted(self.folder.glob("*.safetensors")) for name, entry in read_entries(file).items()}
+
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer.
+
+        Raises: CheckpointError where it has none.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+        except (ValueError, KeyError, OSError) as fault:
+            raise CheckpointError(f"{self.folder}: no usable tokenizer: {_first_line(fault)}") from None
+
+    def load(self, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
+        """Return the whole model in evaluation mode."""
+        from transformers import AutoModelForCausalLM
+
+        try:
+            with quiet_transformers():
+                model = AutoModelForCausalLM.from_pretrained(
+                    self.folder, dtype=dtype, trust_remote_code=self.trust_remote_code, use_safetensors=True
+                )
+        except (ValueError, KeyError, OSError) as fault:
+            raise CheckpointError(f"{self.folder}: transformers cannot load the model: {_first_line(fault)}") from None
+        return model.eval().requires_grad_(False).to(device)  # type: ignore[no-any-return]
+
+    def skeleton(self) -> "Skeleton":
+        """Return the model with its parameters on the meta device, to be filled block by block."""
+        from transformers import AutoModelForCausalLM
+
+        try:
+            with _meta_parameters(), quiet_transformers():
+                model = AutoModelForCausalLM.from_config(
+                    self.config, dtype=torch.float32, trust_remote_code=self.trust_remote_code
+                )
+        except (ValueError, KeyError) as fault:
+            raise CheckpointError(f"{self.folder}: no causal language model: {_first_line(fault)}") from None
+        return Skeleton(self, model.eval().requires_grad_(False))
+
+
+class Skeleton:
+    """A model whose decoder blocks come and go: parameters on the meta device until filled."""
+
+    def __init__(self, checkpoint: Checkpoint, model: nn.Module) -> None:
+        self.checkpoint = checkpoint
+        self.model = model
+        self.base: nn.Module = model.base_model  # type: ignore[assignment]
+        self._prefix = f"{model.base_model_prefix}."
+        self.blocks_name, self.blocks = _find_blocks(model, self.base)
+        self.block_names = [f"{self.blocks_name}.{index}" for index in range(len(self.blocks))]
+        self._refuse_shared()
+
+    def entry(self, name: str, entries: dict[str, TensorEntry] | None = None) -> TensorEntry:
+        """Return where the parameter called `name` in the model lies in the files of the checkpoint (or in `entries`).
+
+        Raises: CheckpointError where no file holds it.
+        """
+        entries = self.checkpoint.entries if entries is None else entries
+        bare = name.removeprefix(self._prefix)
+        for candidate in (name, bare, self._prefix + name):
+            if candidate in entries:
+                return entries[candidate]
+        raise CheckpointError(f"{self.checkpoint.folder}: no weights for {name!r}{did_you_mean(name, entries)[:300]}")
+
+    def fill_outside_blocks(self, device: torch.device) -> None:
+        """Load what the base model holds besides its decoder blocks: embeddings, norms, rotary tables."""
+        for name, module in self._outside_blocks():
+            self._fill_own(module, name, device, None)
+
+    def empty_outside_blocks(self) -> None:
+        """Drop the parameters that `fill_outside_blocks` loaded."""
+        for _, module in self._outside_blocks():
+            _empty_own(module)
+
+    def fill_block(self, index: int, device: torch.device, entries: dict[str, TensorEntry] | None = None) -> nn.Module:
+        """Load block `index` in float32 on `device`, from the checkpoint or from other `entries`, and return it."""
+        block = self.blocks[index]
+        for name, module in block.named_modules():
+            self._fill_own(module, f"{self.block_names[index]}.{name}".strip("."), device, entries)
+        return block
+
+    def empty_block(self, index: int) -> None:
+        """Drop the parameters of block `index`."""
+        for module in self.blocks[index].modules():
+            _empty_own(module)
+
+    def _outside_blocks(self) -> Iterator[tuple[str, nn.Module]]:
+        prefix = _name_of(self.model, self.base)
+        for name, module in self.base.named_modules():
+            full = f"{prefix}.{name}".strip(".")
+            if not f"{full}.".startswith(f"{self.blocks_name}."):
+                yield full, module
+
+    def _fill_own(
+        self, module: nn.Module, prefix: str, device: torch.device, entries: dict[str, TensorEntry] | None
+    ) -> None:
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            entry = self.entry(f"{prefix}.{name}".strip("."), entries)
+            if entry.shape != tuple(parameter.shape):
+                raise CheckpointError(
+                    f"{entry.file}: {prefix}.{name} has shape {list(entry.shape)}; "
+                    f"config.json makes it {list(parameter.shape)}"
+                )
+            value = read_tensor(entry).to(device=device, dtype=torch.float32)
+            setattr(module, name, nn.Parameter(value, requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
+
+    def _refuse_shared(self) -> None:
+        seen: dict[int, int] = {}
+        for index, block in enumerate(self.blocks):
+            for parameter in block.parameters():
+                if seen.setdefault(id(parameter), index) != index:
+                    raise CheckpointError(
+                        f"{self.checkpoint.folder}: blocks {seen[id(parameter)]} and {index} share weights; "
+                        "block by block pruning of shared weights is not supported"
+                    )
+
+
+def write_weight(entry: TensorEntry, weight: torch.Tensor) -> None:
+    """Write a linear's `weight` over its place in a checkpoint's file, in the dtype it has there."""
+    write_tensor(entry, weight.to(entry.dtype))
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars and advice off stderr while the block runs."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _empty_own(module: nn.Module) -> None:
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        setattr(module, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
+
+
+def _find(model: str | Path) -> Path:
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    name = str(model)
+    if folder.exists() or folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise CheckpointError(f"{name}: no such folder; expected a Hugging Face checkpoint folder or a hub id")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as fault:
+        raise CheckpointError(
+            f"{name}: no such folder, and the hub does not give it ({_first_line(fault)}); "
+            "expected a checkpoint folder or a reachable hub id"
+        ) from None
+
+
+def _first_line(fault: BaseException) -> str:
+    return (str(fault).strip().splitlines() or [repr(fault)])[0]
+
+
+def _find_blocks(model: nn.Module, base: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return name and list of the decoder blocks: the list as long as the configuration says, else the longest."""
+    lists = [(name, module) for name, module in base.named_modules() if isinstance(module, nn.ModuleList)]
+    depth = getattr(model.config, "num_hidden_layers", None)
+    outermost = [found for found in lists if len(found[1]) == depth] or sorted(lists, key=lambda found: -len(found[1]))
+    if not outermost:
+        raise CheckpointError(f"{type(model).__name__}: no list of decoder blocks found; this model is not supported")
+    name, blocks = outermost[0]
+    return f"{_name_of(model, base)}.{name}".strip("."), blocks
+
+
+def _name_of(model: nn.Module, part: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is part)
+
+
+@contextmanager
+def _meta_parameters() -> Iterator[None]:
+    """Create parameters on the meta device and buffers where they always are, so that tables such as RoPE's are real."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device.type != "meta":
+            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]

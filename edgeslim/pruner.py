@@ -1,0 +1,307 @@
+"""Prune a checkpoint block by block into a new checkpoint, resuming where a kill stopped it.
+
+The new checkpoint starts as a copy of the old one's files; the pruned weights of each finished block are written over
+their places there. What a block needs is read from the old files, so a block cut short is simply done again.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeslim import __version__
+from edgeslim.blockwise import (
+    Activations,
+    BlockRunner,
+    all_linear_names,
+    capture_inputs,
+    check_patterns,
+    input_groups,
+    prunable_linears,
+    twin,
+    weight_matrix,
+)
+from edgeslim.calibration import Calibration
+from edgeslim.checkpoint import Checkpoint, Skeleton, quiet_transformers, write_weight
+from edgeslim.errors import CheckpointError, OutputError, RecipeError
+from edgeslim.journal import Journal
+from edgeslim.output import JOURNAL, content_folder, publish, refuse_existing, working_folder
+from edgeslim.prune.methods import PruneConfig, prune_matrix
+from edgeslim.prune.statistics import InputStatistics
+from edgeslim.tensorfile import TensorEntry
+
+REPORT = "prune_report.json"
+Progress = Callable[[int, int, str], None]
+"""Called with finished blocks, all blocks, and what is being done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneJob:
+    """All that decides the weights of a pruned checkpoint, besides the old one."""
+
+    config: PruneConfig
+    calibration: Calibration
+    seed: int = 0
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    device: str = "cpu"
+    sequential: bool = False
+    """Gather each linear's inputs after those before it in the block are pruned, not all at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearReport:
+    """What became of one linear. `relative_error`: ‖(W'-W)X‖²/‖WX‖² on its calibration inputs, after rounding."""
+
+    name: str
+    shape: tuple[int, int]
+    sparsity: float
+    relative_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneReport:
+    """What a prune did. `relative_error` is the mean over its linears; `seconds` counts work, resumed runs included."""
+
+    method: str
+    pattern: str
+    effort: str
+    sparsity: float
+    relative_error: float
+    calibration: str
+    seconds: float
+    linears: tuple[LinearReport, ...] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+
+def prune_checkpoint(
+    checkpoint: Checkpoint,
+    output: Path,
+    job: PruneJob,
+    *,
+    force: bool = False,
+    restart: bool = False,
+    progress: Progress = lambda done, total, label: None,
+) -> PruneReport:
+    """Write `checkpoint`, pruned as `job` says, to the folder `output`.
+
+    Raises: OutputError, CheckpointError, CalibrationError, PruneError, RecipeError.
+    """
+    refuse_existing(output, force=force)
+    if output.resolve() == checkpoint.folder.resolve():
+        raise OutputError(f"{output}: is the model itself; expected another folder")
+    with working_folder(output) as partial, quiet_transformers():
+        if restart or not content_folder(output).exists():
+            _clear(partial)
+        journal = Journal.open(partial, _arguments(checkpoint, job))
+        content = content_folder(output)
+        if "copy" not in journal.steps:
+            shutil.rmtree(content, ignore_errors=True)
+            _copy(checkpoint.folder, content)
+            journal.finish("copy", {})
+        run = _PruneRun(checkpoint, Checkpoint(content, checkpoint.trust_remote_code), job, journal, partial)
+        records = list(run.blocks(progress))
+        report = _report(job, [linear for record in records for linear in record["linears"]], records)
+        _mark(content, report, job, checkpoint)
+        publish(output)
+    return report
+
+
+class _PruneRun:
+    """One walk over the blocks of `source`, writing into `target`."""
+
+    def __init__(self, source: Checkpoint, target: Checkpoint, job: PruneJob, journal: Journal, partial: Path) -> None:
+        self._source, self._target, self._job, self._journal = source, target, job, journal
+        self._device = torch.device(job.device)
+        self._skeleton: Skeleton = source.skeleton()
+        names = all_linear_names(self._skeleton)
+        check_patterns(names, job.include, "--include")
+        check_patterns(names, job.exclude, "--exclude")
+        self._runner = BlockRunner(self._skeleton, job.calibration.tokens, self._device)
+        self._pruned = Activations(partial / "pruned.hidden")
+        self._dense = Activations(partial / "dense.hidden") if job.config.needs_cross_moment else None
+
+    def blocks(self, progress: Progress) -> Iterator[dict[str, Any]]:
+        """Prune the blocks that the journal lacks, in order, and yield every block's record."""
+        names = self._skeleton.block_names
+        for stream in (s for s in (self._pruned, self._dense) if s is not None):
+            self._runner.embed(stream)
+        for index, name in enumerate(names):
+            if name in self._journal.steps:
+                progress(index, len(names), f"replaying {name}")
+                if not all(other in self._journal.steps for other in names):
+                    self._replay(index)
+            else:
+                progress(index, len(names), f"pruning {name}")
+                self._journal.finish(name, self._prune(index))
+            yield self._journal.steps[name]
+        progress(len(names), len(names), "pruned")
+
+    def _replay(self, index: int) -> None:
+        """Send both streams through a block that is already pruned."""
+        if self._dense is not None:
+            self._runner.advance(index, self._skeleton.fill_block(index, self._device), self._dense)
+        pruned = self._skeleton.fill_block(index, self._device, self._target.entries)
+        self._runner.advance(index, pruned, self._pruned)
+        self._skeleton.empty_block(index)
+
+    @torch.no_grad()
+    def _prune(self, index: int) -> dict[str, Any]:
+        """Prune one block and advance the streams; return its record for the journal."""
+        started = time.perf_counter()
+        name = self._skeleton.block_names[index]
+        block = self._skeleton.fill_block(index, self._device)
+        linears = prunable_linears(block, name, self._job.include, self._job.exclude)
+        dense = twin(block) if self._dense is not None else block
+        reports: list[LinearReport] = []
+        for stage in self._stages(index, block, linears):
+            statistics = self._gather(index, block, dense, [(group, linears[group[0]]) for group in stage], name)
+            for group in stage:
+                shared = statistics.pop(group[0])
+                for linear in group:
+                    reports.append(self._prune_linear(linear, linears[linear], shared))
+        del statistics, shared
+        if self._dense is not None:
+            self._runner.advance(index, dense, self._dense)
+        self._runner.advance(index, block, self._pruned)
+        self._skeleton.empty_block(index)
+        return {"linears": [asdict(report) for report in reports], "seconds": time.perf_counter() - started}
+
+    def _stages(self, index: int, block: nn.Module, linears: dict[str, nn.Module]) -> list[list[list[str]]]:
+        """Return groups of linears with equal input, in stages: all at once, or one group after the other."""
+        if not linears:
+            return []
+        groups = input_groups(lambda: self._runner.run(index, block, self._pruned.read(0)), linears)
+        return [[group] for group in groups] if self._job.sequential else [groups]
+
+    def _gather(
+        self, index: int, block: nn.Module, dense: nn.Module, groups: list[tuple[list[str], nn.Module]], name: str
+    ) -> dict[str, InputStatistics]:
+        """Return the input statistics of every group, by the name of its first linear."""
+        modules = [module for _, module in groups]
+        statistics = {
+            group[0]: InputStatistics(weight_matrix(module).shape[1], cross=self._dense is not None, device=self._device)
+            for group, module in groups
+        }
+        partners = [dense.get_submodule(group[0].removeprefix(f"{name}.")) for group, _ in groups]
+        for batch in range(len(self._pruned)):
+            seen = self._inputs(index, block, modules, self._pruned, batch)
+            original = self._inputs(index, dense, partners, self._dense, batch) if self._dense is not None else [None] * len(seen)
+            for entry, x, x_dense in zip(statistics.values(), seen, original, strict=True):
+                entry.add(x, x_dense)
+        return statistics
+
+    def _inputs(
+        self, index: int, block: nn.Module, modules: list[nn.Module], stream: Activations, batch: int
+    ) -> list[Tensor]:
+        hidden = stream.read(batch)
+        return capture_inputs(lambda: self._runner.run(index, block, hidden), modules)
+
+    def _prune_linear(self, name: str, module: nn.Module, statistics: InputStatistics) -> LinearReport:
+        """Prune one linear in place, in memory and on disk."""
+        entry: TensorEntry = self._skeleton.entry(f"{name}.weight", self._target.entries)
+        weight = weight_matrix(module)
+        transposed = not isinstance(module, nn.Linear)
+        pruned = prune_matrix(weight.to(entry.dtype), statistics, self._job.config)
+        stored = pruned.weight.T.contiguous() if transposed else pruned.weight
+        write_weight(entry, stored)
+        module.weight.copy_(stored)  # type: ignore[operator]
+        kept = int(pruned.keep.sum())
+        return LinearReport(
+            name=name,
+            shape=(weight.shape[0], weight.shape[1]),
+            sparsity=1 - kept / weight.numel(),
+            relative_error=pruned.relative_error,
+        )
+
+
+def _arguments(checkpoint: Checkpoint, job: PruneJob) -> dict[str, Any]:
+    """Return what must be equal for a run to be resumed."""
+    return {
+        "model": str(checkpoint.folder.resolve()),
+        "model_files": _fingerprint(checkpoint.folder),
+        "calibration": job.calibration.description,
+        "windows": list(job.calibration.tokens.shape),
+        "seed": job.seed,
+        "include": list(job.include),
+        "exclude": list(job.exclude),
+        "device": job.device,
+        "sequential": job.sequential,
+        "threads": torch.get_num_threads(),
+        "versions": {"edgeslim": __version__, "torch": torch.__version__},
+        **asdict(job.config),
+    }
+
+
+def _fingerprint(folder: Path) -> str:
+    """Return a digest of the checkpoint's file names, sizes and times: enough to notice that it was changed."""
+    facts = [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for file in sorted(folder.iterdir())
+        if file.suffix in {".safetensors", ".json"}
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _clear(partial: Path) -> None:
+    for entry in partial.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy the files of a checkpoint; links of a hub cache become files of their own."""
+    target.mkdir()
+    for file in source.iterdir():
+        if file.is_file() and file.name not in {REPORT, JOURNAL} and file.suffix not in {".bin", ".pt", ".pth", ".gguf"}:
+            shutil.copyfile(file, target / file.name)
+
+
+def _report(job: PruneJob, linears: list[dict[str, Any]], records: list[dict[str, Any]]) -> PruneReport:
+    if not linears:
+        raise RecipeError("nothing was pruned: --include and --exclude leave no linear")
+    reports = tuple(LinearReport(**{**linear, "shape": tuple(linear["shape"])}) for linear in linears)
+    sizes = [report.shape[0] * report.shape[1] for report in reports]
+    pruned = sum(report.sparsity * size for report, size in zip(reports, sizes, strict=True))
+    return PruneReport(
+        method=job.config.method,
+        pattern=str(job.config.pattern),
+        effort=job.config.effort,
+        sparsity=pruned / sum(sizes),
+        relative_error=sum(report.relative_error for report in reports) / len(reports),
+        calibration=job.calibration.description,
+        seconds=sum(record["seconds"] for record in records),
+        linears=reports,
+    )
+
+
+def _mark(content: Path, report: PruneReport, job: PruneJob, checkpoint: Checkpoint) -> None:
+    """Write the report, and what later stages need to know into config.json under `edgeslim`."""
+    (content / REPORT).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+    path = content / "config.json"
+    try:
+        config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as fault:
+        raise CheckpointError(f"{path}: not JSON: {fault}") from None
+    recipe = {
+        **asdict(job.config),
+        "pattern": report.pattern,
+        "calibration": job.calibration.description,
+        "samples": job.calibration.tokens.shape[0],
+        "seqlen": job.calibration.tokens.shape[1],
+        "seed": job.seed,
+        "include": list(job.include),
+        "exclude": list(job.exclude),
+        "sequential": job.sequential,
+    }
+    config["edgeslim"] = {**config.get("edgeslim", {}), "version": __version__, "prune": recipe}
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
