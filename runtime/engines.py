@@ -5,7 +5,7 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from edgeslim.errors import RuntimeUnavailable
+from edgeslim.errors import RecipeError, RuntimeUnavailable, did_you_mean
 
 Engine = Literal["genai", "ort"]
 
@@ -16,6 +16,14 @@ _HINT = 'install it with: pip install "edgeslim[cpu]" (on Jetson or CUDA, the bu
 def is_installed(engine: Engine) -> bool:
     """Return whether `engine` can be imported, without importing it."""
     return find_spec(_MODULES[engine]) is not None
+
+
+def require_engine(engine: Engine) -> None:
+    """Raise RuntimeUnavailable when `engine` is not installed, RecipeError when there is no such engine."""
+    if engine not in _MODULES:
+        raise RecipeError(f"unknown engine {engine!r}{did_you_mean(engine, ['auto', *_MODULES])}")
+    if not is_installed(engine):
+        raise RuntimeUnavailable(f"{_MODULES[engine]} is not installed; {_HINT}")
 
 
 def import_engine(engine: Engine) -> Any:

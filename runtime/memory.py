@@ -1,0 +1,65 @@
+"""How many bytes: of this process, now and at its peak, and of a bundle on disk."""
+
+import re
+import sys
+from pathlib import Path
+
+import psutil
+
+from edgeslim.errors import BundleError
+from edgeslim.runtime.config import read_object
+
+MANIFEST, DATA, GRAPH = "edgeslim.json", "model.onnx.data", "model.onnx"
+_PROC_SELF = Path("/proc/self")
+
+
+def current_rss() -> int:
+    """Return this process's resident bytes (mapped files in memory included)."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def reset_peak(proc: Path = _PROC_SELF) -> bool:
+    """Set the peak back to the present where the kernel permits it; return whether it did."""
+    try:
+        (proc / "clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_rss(proc: Path = _PROC_SELF) -> int:
+    """Return the most bytes this process has had resident since its start or the last `reset_peak`."""
+    status = proc / "status"
+    if status.is_file() and (peak := parse_vm_hwm(status.read_text(encoding="utf-8"))) is not None:
+        return peak
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, the others KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def parse_vm_hwm(status: str) -> int | None:
+    """Return the bytes of the ``VmHWM`` line of a Linux /proc/PID/status text; None where there is none."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def bundle_bytes(bundle: Path) -> int:
+    """Return the bytes of all files in `bundle`."""
+    return sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
+
+
+def weight_bytes(bundle: Path) -> int:
+    """Return the bytes of the weights: what the manifest says, else the size of the weight file, else of the graph.
+
+    Raises: BundleError when there is none of these.
+    """
+    stated = read_object(bundle / MANIFEST).get("weight_bytes")
+    if isinstance(stated, int):
+        return stated
+    for name in (DATA, GRAPH):
+        if (bundle / name).is_file():
+            return (bundle / name).stat().st_size
+    raise BundleError(f"{bundle}: not a bundle: it has no {GRAPH}")

@@ -1,0 +1,161 @@
+"""How fast and how large a bundle is on this machine, measured in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import edgeslim
+from edgeslim import errors
+from edgeslim.errors import EdgeslimError, RecipeError
+from edgeslim.runtime import machine
+from edgeslim.runtime.config import read_config
+from edgeslim.runtime.engines import choose_engine, require_engine
+from edgeslim.runtime.memory import bundle_bytes, weight_bytes
+
+MARK = "edgeslim-profiler: "  # begins the worker's lines; an engine may print others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """One bundle measured on one machine; the keys of its JSON are these fields, in this order.
+
+    Percentiles run over all repeats: of each repeat's first-token time and speeds, of every single decode step.
+    `load_s` is the model's load alone, its file as warm as the page cache has it; `ttft_ms_*` run from the prompt to
+    the first token chosen; `prefill_tok_s` counts tokens given; `base_rss_bytes` is taken before the load, imports
+    included; `energy_j_per_token` is what the CPU packages drew per decoded token; it and `temperature_c` are None
+    where the kernel gives no reading.
+    """
+
+    device: str
+    engine: str
+    isa: str
+    threads: int
+    prompt_tokens: int
+    new_tokens: int
+    load_s: float
+    ttft_ms_p50: float
+    ttft_ms_p90: float
+    prefill_tok_s_p50: float
+    decode_tok_s_p50: float
+    decode_ms_p50: float
+    decode_ms_p90: float
+    base_rss_bytes: int
+    peak_rss_bytes: int
+    bundle_bytes: int
+    weight_bytes: int
+    energy_j_per_token: float | None
+    temperature_c: float | None
+    repeats: int
+    warmup: int
+    measured: bool = True
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the profile as a JSON object."""
+        return {**asdict(self), "warnings": list(self.warnings)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Profile":
+        """Return the profile a JSON object describes; unknown keys are ignored."""
+        known = {f.name: value[f.name] for f in fields(cls) if f.name in value}
+        return cls(**{**known, "warnings": tuple(known.get("warnings", ()))})
+
+
+def profile_bundle(
+    bundle: Path,
+    *,
+    prompt_tokens: int = 128,
+    new_tokens: int = 64,
+    threads: int | None = None,
+    engine: Literal["auto", "genai", "ort"] = "auto",
+    repeats: int = 5,
+    warmup: int = 1,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Profile:
+    """Return the profile of `bundle` with random tokens, which end at no EOS; a busy machine is said on stderr.
+
+    `threads` None takes the physical cores; `on_progress` is called with the runs done and their number.
+    Raises: RecipeError, BundleError, RuntimeUnavailable; EdgeslimError when the measuring process dies.
+    """
+    _check(prompt_tokens=(prompt_tokens, 1), new_tokens=(new_tokens, 2), repeats=(repeats, 1), warmup=(warmup, 0))
+    config = read_config(bundle)
+    if engine == "auto":
+        engine = choose_engine(has_genai_config=config.has_genai_config)
+    require_engine(engine)
+    job = {
+        "bundle": str(bundle),
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "threads": threads or config.session_options.get("intra_op_num_threads") or machine.default_threads(),
+        "engine": engine,
+        "repeats": repeats,
+        "warmup": warmup,
+    }
+    before = machine.busy_warning(machine.probe_load(), "before the run")
+    measured = _measure(job, on_progress or (lambda done, total: None))
+    during = machine.busy_warning(machine.Load(**measured.pop("load")), "during the run")
+    warnings = tuple(w for w in (before, during) if w)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    job.pop("bundle")
+    return Profile(
+        **{**job, **measured},
+        device=machine.describe(),
+        isa=machine.isa(),
+        bundle_bytes=bundle_bytes(bundle),
+        weight_bytes=weight_bytes(bundle),
+        warnings=warnings,
+    )
+
+
+def _check(**limits: tuple[int, int]) -> None:
+    for name, (value, least) in limits.items():
+        if value < least:
+            raise RecipeError(f"{name} must be at least {least}, got {value}")
+
+
+def _measure(job: dict[str, Any], on_progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Return what the worker process measured for `job`."""
+    command = [sys.executable, "-P", "-m", "edgeslim.runtime.profiler_worker", json.dumps(job)]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
+        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=_environment(), encoding="utf-8")
+        with worker:
+            assert worker.stdout is not None
+            for message in _messages(worker.stdout):
+                if "progress" in message:
+                    on_progress(*message["progress"])
+                elif "error" in message:
+                    raise _as_error(**message["error"])
+                else:
+                    return dict(message["result"])
+        raise EdgeslimError(f"the measuring process ended with status {worker.returncode}: {_last_line(stderr)}")
+
+
+def _messages(lines: IO[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        if line.startswith(MARK):
+            yield json.loads(line.removeprefix(MARK))
+
+
+def _environment() -> dict[str, str]:
+    """Return an environment in which a fresh interpreter finds this very package."""
+    root = str(Path(edgeslim.__file__).parent.parent)
+    inherited = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, inherited] if inherited else [root])}
+
+
+def _as_error(kind: str, message: str) -> EdgeslimError:
+    error = getattr(errors, kind, EdgeslimError)(message)
+    return error if isinstance(error, EdgeslimError) else EdgeslimError(message)
+
+
+def _last_line(stderr: IO[str]) -> str:
+    stderr.seek(0)
+    lines = stderr.read().strip().splitlines()
+    return lines[-1] if lines else "it said nothing; it may have run out of memory"

@@ -1,0 +1,140 @@
+"""The measuring process of `edgeslim.runtime.profiler`: one JSON job as its argument, marked JSON lines on stdout."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeslim.errors import BundleError, EdgeslimError, RecipeError
+from edgeslim.runtime.config import read_config
+from edgeslim.runtime.energy import EnergyMeter, cpu_temperature
+from edgeslim.runtime.engines import engine_version, import_engine
+from edgeslim.runtime.machine import LoadWatch
+from edgeslim.runtime.memory import current_rss, peak_rss, reset_peak
+from edgeslim.runtime.profiler import MARK
+from edgeslim.runtime.session import Session, Tokens, open_session
+
+SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The times of one generation, in seconds: until the first token, of the prompt alone, of each later token."""
+
+    first: float
+    prefill: float
+    steps: list[float]
+
+
+def main(argument: str) -> None:
+    """Measure the job in `argument` and report; an expected fault is reported, not raised."""
+    try:
+        report(result=measure(**json.loads(argument)))
+    except EdgeslimError as error:
+        report(error={"kind": type(error).__name__, "message": str(error)})
+
+
+def measure(
+    bundle: str, prompt_tokens: int, new_tokens: int, threads: int, engine: Any, repeats: int, warmup: int
+) -> dict[str, Any]:
+    """Return the measured keys of a profile, and the load of the machine meanwhile."""
+    import_engine(engine)
+    base = current_rss()
+    reset_peak()
+    started = time.perf_counter()
+    session = open_session(Path(bundle), engine, threads)
+    load_s = time.perf_counter() - started
+    _check_room(session, prompt_tokens + new_tokens)
+    prompt = random_prompt(_vocab_size(Path(bundle)), prompt_tokens)
+    meter = EnergyMeter()
+    watch, runs = LoadWatch(), []
+    for done in range(warmup + repeats):
+        if done == warmup:
+            watch, meter = LoadWatch(), EnergyMeter()
+        runs.append(run_once(session, prompt, new_tokens, meter))
+        report(progress=[done + 1, warmup + repeats])
+    return {
+        "engine": engine_version(engine),
+        "load_s": load_s,
+        **summarise(runs[warmup:], prompt_tokens),
+        "energy_j_per_token": _per_token(meter.joules(), repeats * (new_tokens - 1)),
+        "temperature_c": cpu_temperature(),
+        "base_rss_bytes": base,
+        "peak_rss_bytes": peak_rss(),
+        "load": asdict(watch.read()),
+    }
+
+
+def run_once(session: Session, prompt: Tokens, new_tokens: int, meter: EnergyMeter) -> Run:
+    """Return the times of greedy generation of `new_tokens` after `prompt` [1, T]; no token ends it."""
+    begin = time.perf_counter()
+    session.reset()
+    ready = time.perf_counter()
+    token = session.feed(prompt).argmax()
+    first = time.perf_counter()
+    meter.start()
+    steps = list(_timed_steps(session, int(token), new_tokens - 1))
+    meter.stop()
+    return Run(first=first - begin, prefill=first - ready, steps=steps)
+
+
+def _timed_steps(session: Session, token: int, count: int) -> Iterator[float]:
+    for _ in range(count):
+        begin = time.perf_counter()
+        token = int(session.feed(np.array([[token]], np.int64)).argmax())
+        yield time.perf_counter() - begin
+
+
+def summarise(runs: list[Run], prompt_tokens: int) -> dict[str, float]:
+    """Return the speed keys of a profile: percentiles over `runs`, and over their steps."""
+    first = [run.first * 1e3 for run in runs]
+    steps = [s * 1e3 for run in runs for s in run.steps]
+    return {
+        "ttft_ms_p50": _percentile(first, 50),
+        "ttft_ms_p90": _percentile(first, 90),
+        "prefill_tok_s_p50": _percentile([prompt_tokens / run.prefill for run in runs], 50),
+        "decode_tok_s_p50": _percentile([len(run.steps) / sum(run.steps) for run in runs], 50),
+        "decode_ms_p50": _percentile(steps, 50),
+        "decode_ms_p90": _percentile(steps, 90),
+    }
+
+
+def random_prompt(vocab_size: int, count: int) -> Tokens:
+    """Return seeded random token ids [1, count]."""
+    return np.random.default_rng(SEED).integers(0, vocab_size, (1, count), dtype=np.int64)
+
+
+def report(**message: Any) -> None:
+    """Print one marked line for the parent."""
+    print(MARK + json.dumps(message), flush=True)
+
+
+def _percentile(values: list[float], percent: int) -> float:
+    return float(np.percentile(values, percent))
+
+
+def _per_token(joules: float | None, tokens: int) -> float | None:
+    return None if joules is None else joules / tokens
+
+
+def _vocab_size(bundle: Path) -> int:
+    size = read_config(bundle).vocab_size
+    if size is None:
+        raise BundleError(f"{bundle}: neither genai_config.json nor config.json says vocab_size")
+    return size
+
+
+def _check_room(session: Session, needed: int) -> None:
+    if session.context_length is not None and needed > session.context_length:
+        raise RecipeError(
+            f"prompt_tokens + new_tokens must be at most {session.context_length}, the model's context, got {needed}"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
