@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeslim.errors import BundleError
+from edgeslim.runtime.manifest import GENAI_CONFIG
 
-GENAI_CONFIG = "genai_config.json"
 HF_CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import psutil
 
 from edgeslim.errors import BundleError
-from edgeslim.runtime.config import read_object
+from edgeslim.runtime.manifest import DATA, GRAPH, MANIFEST, Manifest
 
-MANIFEST, DATA, GRAPH = "edgeslim.json", "model.onnx.data", "model.onnx"
 _PROC_SELF = Path("/proc/self")
 
 
@@ -56,9 +55,8 @@ def weight_bytes(bundle: Path) -> int:
 
     Raises: BundleError when there is none of these.
     """
-    stated = read_object(bundle / MANIFEST).get("weight_bytes")
-    if isinstance(stated, int):
-        return stated
+    if (bundle / MANIFEST).is_file():
+        return Manifest.read(bundle).weight_bytes
     for name in (DATA, GRAPH):
         if (bundle / name).is_file():
             return (bundle / name).stat().st_size

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from edgeslim.errors import BundleError, RecipeError, did_you_mean
 from edgeslim.runtime.config import read_config
 from edgeslim.runtime.engines import choose_engine, import_engine
+from edgeslim.runtime.manifest import GENAI_CONFIG, GRAPH
 
 Tokens = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
@@ -62,7 +63,7 @@ def open_session(
 class OrtSession:
     """A bundle's graph on plain onnxruntime. The state stays in onnxruntime's own buffers between calls."""
 
-    def __init__(self, bundle: Path, *, graph: str = "model.onnx", threads: int | None = None) -> None:
+    def __init__(self, bundle: Path, *, graph: str = GRAPH, threads: int | None = None) -> None:
         """Load `graph` of `bundle`, with the session options and custom operators its genai_config.json names.
 
         Raises: BundleError when the graph is missing or does not load; RuntimeUnavailable without onnxruntime.
@@ -157,7 +158,7 @@ class GenaiSession:
         """
         self.config = read_config(bundle)
         self._og = import_engine("genai")
-        _existing(bundle / "genai_config.json")
+        _existing(bundle / GENAI_CONFIG)
         try:
             config = self._og.Config(str(bundle))
             if threads is not None:
