@@ -141,15 +141,17 @@ class BlockRunner:
                 del block.forward
 
 
-class _Caught(Exception):  # noqa: N818  a signal, not a fault
+class _Caught(Exception):
     """Carries a call out of a forward pass."""
 
 
-class _Enough(Exception):  # noqa: N818
+class _Enough(Exception):
     """Ends a forward pass whose rest is not needed."""
 
 
-def prunable_linears(block: nn.Module, name: str, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> dict[str, nn.Module]:
+def prunable_linears(
+    block: nn.Module, name: str, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> dict[str, nn.Module]:
     """Return the linears of `block` to prune, by their full names.
 
     `include` keeps only the names that match one of its patterns, `exclude` drops those that match one of its.
@@ -160,8 +162,10 @@ def prunable_linears(block: nn.Module, name: str, include: Sequence[str] = (), e
     chosen = {full: module for full, module in linears.items() if _wanted(full, include, exclude)}
     for path, parameter in block.named_parameters():
         owner = f"{name}.{path.rpartition('.')[0]}"
-        if parameter.dim() == 3 and not isinstance(block.get_submodule(path.rpartition(".")[0]), nn.Conv1d) and _wanted(
-            owner, include, exclude
+        if (
+            parameter.dim() == 3
+            and not isinstance(block.get_submodule(path.rpartition(".")[0]), nn.Conv1d)
+            and _wanted(owner, include, exclude)
         ):
             raise CheckpointError(
                 f"{name}.{path}: a fused tensor of experts {list(parameter.shape)} cannot be pruned yet; "

@@ -58,7 +58,9 @@ def read_text(source: str | None) -> CalibrationText:
     elif _DATASET_ID.match(source):
         text = _read_dataset(source)
     else:
-        raise CalibrationError(f"{source}: no such file or folder; expected text, JSONL, a folder or a dataset id owner/name")
+        raise CalibrationError(
+            f"{source}: no such file or folder; expected text, JSONL, a folder or a dataset id owner/name"
+        )
     if not text.strip():
         raise CalibrationError(f"{source}: holds no text")
     cut = f", first {_LIMIT:,} characters" if len(text) > _LIMIT else ""
@@ -105,7 +107,9 @@ def _read_file(file: Path) -> str:
         raise CalibrationError(f"{file}: not UTF-8 text (byte {fault.start})") from None
     if file.suffix != ".jsonl":
         return text
-    return "\n\n".join(_jsonl_text(file, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+    return "\n\n".join(
+        _jsonl_text(file, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()
+    )
 
 
 def _jsonl_text(file: Path, number: int, line: str) -> str:
@@ -133,5 +137,7 @@ def _read_dataset(source: str) -> str:
                 break
     except Exception as fault:  # the library raises dozens of kinds
         first = (str(fault).strip().splitlines() or [repr(fault)])[0]
-        raise CalibrationError(f"{source}: no such file or folder, and no dataset of that id could be read ({first})") from None
+        raise CalibrationError(
+            f"{source}: no such file or folder, and no dataset of that id could be read ({first})"
+        ) from None
     return "\n\n".join(texts)

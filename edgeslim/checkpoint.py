@@ -53,12 +53,18 @@ class Checkpoint:
         try:
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
         except (ValueError, KeyError, OSError) as fault:
-            raise CheckpointError(f"{self.folder}: transformers cannot read config.json: {_first_line(fault)}") from None
+            raise CheckpointError(
+                f"{self.folder}: transformers cannot read config.json: {_first_line(fault)}"
+            ) from None
 
     @cached_property
     def entries(self) -> dict[str, TensorEntry]:
         """Where every floating-point tensor lies, by the name it has in the files."""
-        return {name: entry for file in sorted(self.folder.glob("*.safetensors")) for name, entry in read_entries(file).items()}
+        return {
+            name: entry
+            for file in sorted(self.folder.glob("*.safetensors"))
+            for name, entry in read_entries(file).items()
+        }
 
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer.

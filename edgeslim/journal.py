@@ -6,11 +6,14 @@ and synced only after everything that it speaks of is on disk; a torn last line 
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from edgeslim.errors import OutputError
-from edgeslim.output import JOURNAL
+from edgeslim.output import JOURNAL, content_folder, publish, refuse_existing, working_folder
 
 Record = dict[str, Any]
 
@@ -50,6 +53,27 @@ class Journal:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+@contextmanager
+def resumable_folder(
+    output: Path, arguments: Record, *, force: bool = False, restart: bool = False
+) -> Iterator[tuple[Journal, Path]]:
+    """Yield the journal of the run that writes `output` and the folder that becomes `output` when the block ends.
+
+    An exception or a kill leaves both as they are, for the next call with equal `arguments`; `restart` empties them.
+
+    Raises: OutputError where `output` exists and not `force`, or the run waiting there has other arguments.
+    """
+    refuse_existing(output, force=force)
+    with working_folder(output) as partial:
+        content = content_folder(output)
+        if restart or not content.is_dir():
+            for entry in partial.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        content.mkdir(exist_ok=True)
+        yield Journal.open(partial, arguments), content
+        publish(output)
 
 
 def _whole_lines(path: Path) -> list[Record]:

@@ -36,7 +36,9 @@ def refuse_existing(output: Path, *, force: bool) -> None:
     if output.is_file():
         raise OutputError(f"{output}: is a file; expected a folder to write")
     if output.is_dir() and not force and any(output.iterdir()):
-        raise OutputError(f"{output}: already exists and is not empty; choose another name or give --force to replace it")
+        raise OutputError(
+            f"{output}: already exists and is not empty; choose another name or give --force to replace it"
+        )
 
 
 def publish(output: Path) -> None:
@@ -84,7 +86,9 @@ def new_folder(output: Path, *, force: bool = False) -> Iterator[Path]:
     refuse_existing(output, force=force)
     with working_folder(output) as partial:
         if (partial / JOURNAL).exists():
-            raise OutputError(f"{output}: an interrupted prune of this name waits in {partial}; finish or delete it first")
+            raise OutputError(
+                f"{output}: an interrupted prune of this name waits in {partial}; finish or delete it first"
+            )
         content = content_folder(output)
         shutil.rmtree(content, ignore_errors=True)
         content.mkdir()

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,15 +31,15 @@ from edgeslim.blockwise import (
 from edgeslim.calibration import Calibration
 from edgeslim.checkpoint import Checkpoint, Skeleton, quiet_transformers, write_weight
 from edgeslim.errors import CheckpointError, OutputError, RecipeError
-from edgeslim.journal import Journal
-from edgeslim.output import JOURNAL, content_folder, publish, refuse_existing, working_folder
+from edgeslim.journal import Journal, resumable_folder
+from edgeslim.progress import Progress, silent
 from edgeslim.prune.methods import PruneConfig, prune_matrix
 from edgeslim.prune.statistics import InputStatistics
 from edgeslim.tensorfile import TensorEntry
 
 REPORT = "prune_report.json"
-Progress = Callable[[int, int, str], None]
-"""Called with finished blocks, all blocks, and what is being done."""
+_NOT_COPIED = {".bin", ".pt", ".pth", ".gguf"}
+"""Other forms of the weights, which would no longer agree with the pruned ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,29 +91,24 @@ def prune_checkpoint(
     *,
     force: bool = False,
     restart: bool = False,
-    progress: Progress = lambda done, total, label: None,
+    progress: Progress = silent,
 ) -> PruneReport:
     """Write `checkpoint`, pruned as `job` says, to the folder `output`.
 
     Raises: OutputError, CheckpointError, CalibrationError, PruneError, RecipeError.
     """
-    refuse_existing(output, force=force)
     if output.resolve() == checkpoint.folder.resolve():
         raise OutputError(f"{output}: is the model itself; expected another folder")
-    with working_folder(output) as partial, quiet_transformers():
-        if restart or not content_folder(output).exists():
-            _clear(partial)
-        journal = Journal.open(partial, _arguments(checkpoint, job))
-        content = content_folder(output)
+    arguments = _arguments(checkpoint, job)
+    with resumable_folder(output, arguments, force=force, restart=restart) as (journal, content), quiet_transformers():
         if "copy" not in journal.steps:
-            shutil.rmtree(content, ignore_errors=True)
             _copy(checkpoint.folder, content)
             journal.finish("copy", {})
-        run = _PruneRun(checkpoint, Checkpoint(content, checkpoint.trust_remote_code), job, journal, partial)
+        target = Checkpoint(content, checkpoint.trust_remote_code)
+        run = _PruneRun(checkpoint, target, job, journal, content.parent)
         records = list(run.blocks(progress))
         report = _report(job, [linear for record in records for linear in record["linears"]], records)
         _mark(content, report, job, checkpoint)
-        publish(output)
     return report
 
 
@@ -190,13 +185,19 @@ class _PruneRun:
         """Return the input statistics of every group, by the name of its first linear."""
         modules = [module for _, module in groups]
         statistics = {
-            group[0]: InputStatistics(weight_matrix(module).shape[1], cross=self._dense is not None, device=self._device)
+            group[0]: InputStatistics(
+                weight_matrix(module).shape[1], cross=self._dense is not None, device=self._device
+            )
             for group, module in groups
         }
         partners = [dense.get_submodule(group[0].removeprefix(f"{name}.")) for group, _ in groups]
         for batch in range(len(self._pruned)):
             seen = self._inputs(index, block, modules, self._pruned, batch)
-            original = self._inputs(index, dense, partners, self._dense, batch) if self._dense is not None else [None] * len(seen)
+            original = (
+                self._inputs(index, dense, partners, self._dense, batch)
+                if self._dense is not None
+                else [None] * len(seen)
+            )
             for entry, x, x_dense in zip(statistics.values(), seen, original, strict=True):
                 entry.add(x, x_dense)
         return statistics
@@ -253,16 +254,10 @@ def _fingerprint(folder: Path) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def _clear(partial: Path) -> None:
-    for entry in partial.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-
 def _copy(source: Path, target: Path) -> None:
     """Copy the files of a checkpoint; links of a hub cache become files of their own."""
-    target.mkdir()
     for file in source.iterdir():
-        if file.is_file() and file.name not in {REPORT, JOURNAL} and file.suffix not in {".bin", ".pt", ".pth", ".gguf"}:
+        if file.is_file() and file.name != REPORT and file.suffix not in _NOT_COPIED:
             shutil.copyfile(file, target / file.name)
 
 

@@ -42,7 +42,9 @@ def read_entries(file: Path) -> dict[str, TensorEntry]:
         try:
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)
-            entries = {name: _entry(file, 8 + length, value) for name, value in header.items() if value["dtype"] in _DTYPES}
+            entries = {
+                name: _entry(file, 8 + length, value) for name, value in header.items() if value["dtype"] in _DTYPES
+            }
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
             raise CheckpointError(f"{file}: the safetensors header is damaged ({fault!r})") from None
     for name, entry in entries.items():

@@ -1,0 +1,58 @@
+# Everything runs from .venv, which `make install` builds from pyproject.toml and constraints.txt.
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test slow check format bench train kill-resume memory clean
+
+help:                ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 16
+
+install: .venv/installed ## .venv with everything for development
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("edgeslim needs Python 3.11 or newer, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install        ## prune, export, run, profile and compare a bundled model
+	$(BIN)/edgeslim compress examples/quickstart.toml -o out/demo --force
+
+test: install        ## the whole test suite, under ten minutes on two cores
+	$(BIN)/python -m pytest -q -m "not slow and not gpu and not device"
+
+slow: install        ## tests that take longer, and those that need a GPU
+	$(BIN)/python -m pytest -q -m "slow or gpu"
+
+check: install build/types ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+
+format: install      ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy does not know that top-level folders are packages of edgeslim; links show it the installed layout.
+build/types: edgeslim exporters runtime devices
+	rm -rf $@ && mkdir -p $@/edgeslim
+	ln -s $(CURDIR)/edgeslim/* $(CURDIR)/exporters $(CURDIR)/runtime $(CURDIR)/devices $@/edgeslim/
+
+bench: install       ## benchmarks; a JSON line a case
+	$(BIN)/python tests/bench/bench_prune.py
+	$(BIN)/python tests/bench/bench_methods.py
+
+kill-resume: install ## kill -9 a prune at 50 random moments; every resume must be bit-identical
+	$(BIN)/python tests/bench/kill_resume.py --kills 50
+
+memory: install      ## peak memory of pruning a model of over 500 M parameters
+	$(BIN)/python tests/bench/bench_memory.py
+
+train: install       ## train the bundled models again (about two hours)
+	$(BIN)/python examples/train_tiny.py --arch llama
+	$(BIN)/python examples/train_tiny.py --arch mamba2
+
+clean:               ## remove the environment and everything built
+	rm -rf .venv build dist out

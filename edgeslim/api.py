@@ -1,0 +1,248 @@
+"""The verbs of edgeslim as Python functions: prune, export, run, profile, eval, compress.
+
+Keyword options are the keys of the verb's recipe (see `edgeslim.recipe`), with its defaults. Heavy libraries are
+imported by the verb that needs them.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeslim.errors import EvaluationError, RecipeError
+from edgeslim.output import new_folder, refuse_existing
+from edgeslim.progress import Progress, silent
+from edgeslim.recipe import EvalRecipe, ExportRecipe, ProfileRecipe, PruneRecipe, RunRecipe, from_options
+
+if TYPE_CHECKING:
+    from edgeslim.evaluate.perplexity import PerplexityResult
+    from edgeslim.pruner import PruneReport
+    from edgeslim.runtime.manifest import Manifest
+    from edgeslim.runtime.profiler import Profile
+
+StrPath = str | Path
+
+
+def prune(
+    model: StrPath,
+    output: StrPath,
+    *,
+    force: bool = False,
+    restart: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+    **options: Any,
+) -> "PruneReport":
+    """Prune the checkpoint `model` (a folder or hub id) into the new folder `output`; return what became of it.
+
+    `options` are the keys of `PruneRecipe`. A killed prune called again with the same arguments goes on after its last
+    finished block; `restart` begins anew, `force` replaces an existing output.
+
+    Raises: RecipeError, CheckpointError, CalibrationError, PruneError, OutputError.
+    """
+    recipe = from_options(PruneRecipe, options)
+    output = Path(output)
+    refuse_existing(output, force=force)
+    from edgeslim.calibration import read_text, sample_windows
+    from edgeslim.checkpoint import Checkpoint
+    from edgeslim.pruner import PruneJob, prune_checkpoint
+
+    checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code)
+    progress(0, 1, "reading calibration text")
+    calibration = sample_windows(
+        read_text(recipe.calib),
+        checkpoint.tokenizer(),
+        samples=recipe.samples,
+        seqlen=_calibration_length(recipe, checkpoint.config),
+        seed=recipe.seed,
+    )
+    config, sequential = _prune_config(recipe)
+    job = PruneJob(
+        config=config,
+        calibration=calibration,
+        seed=recipe.seed,
+        include=recipe.include,
+        exclude=recipe.exclude,
+        device=_device(recipe.device),
+        sequential=sequential,
+    )
+    return prune_checkpoint(checkpoint, output, job, force=force, restart=restart, progress=progress)
+
+
+def export(
+    model: StrPath, output: StrPath, *, force: bool = False, progress: Progress = silent, **options: Any
+) -> "Manifest":
+    """Export the checkpoint `model` into the new bundle `output`; return its manifest. `options`: see `ExportRecipe`.
+
+    Raises: RecipeError, CheckpointError, ExportError, ParityError, OutputError.
+    """
+    recipe = from_options(ExportRecipe, options)
+    output = Path(output)
+    refuse_existing(output, force=force)
+    from edgeslim.checkpoint import Checkpoint
+    from edgeslim.exporters.bundle import STAGES, export_checkpoint
+
+    checkpoint = Checkpoint.open(model)
+    with new_folder(output, force=force) as folder:
+        return export_checkpoint(
+            checkpoint.folder,
+            folder,
+            weights=recipe.weights,  # type: ignore[arg-type]  # checked by the recipe
+            recipe={"export": asdict(recipe)},
+            source=str(model),
+            progress=lambda stage: progress(STAGES.index(stage), len(STAGES), f"export: {stage}"),
+        )
+
+
+def run(bundle: StrPath, prompt: str, **options: Any) -> Iterator[str]:
+    """Yield the text that `bundle` writes after `prompt`, piece by piece. `options`: see `RunRecipe`.
+
+    Raises: RecipeError, BundleError, RuntimeUnavailable.
+    """
+    recipe = from_options(RunRecipe, {**options, "prompt": prompt})
+    from edgeslim.runtime.generate import Sampling, generate
+    from edgeslim.runtime.session import open_session
+    from edgeslim.runtime.text import TextCodec
+
+    bundle = Path(bundle)
+    codec = TextCodec(bundle)
+    tokens = codec.prompt_tokens(recipe.prompt, raw=recipe.raw)
+    if not tokens:
+        raise RecipeError("the prompt is empty and the model has no token to begin with; give at least one word")
+    session = open_session(bundle, recipe.engine, recipe.threads)  # type: ignore[arg-type]
+    sampling = Sampling(temperature=recipe.temperature, top_k=recipe.top_k, top_p=recipe.top_p, seed=recipe.seed)
+    new = generate(session, tokens, recipe.max_new_tokens, sampling, session.config.eos_ids)
+    yield from codec.detokenizer().stream(new)
+
+
+def profile(bundle: StrPath, *, progress: Progress = silent, **options: Any) -> "Profile":
+    """Measure `bundle` in a process of its own on this machine. `options`: see `ProfileRecipe`.
+
+    Raises: RecipeError, BundleError, RuntimeUnavailable.
+    """
+    recipe = from_options(ProfileRecipe, options)
+    from edgeslim.runtime.profiler import profile_bundle
+
+    return profile_bundle(Path(bundle), **asdict(recipe), on_progress=_labelled(progress, "profiling"))
+
+
+def eval(
+    model: StrPath, *, trust_remote_code: bool = False, progress: Progress = silent, **options: Any
+) -> "PerplexityResult":
+    """Return the perplexity of a checkpoint or a bundle on a text. `options`: see `EvalRecipe`.
+
+    Raises: RecipeError, CheckpointError, BundleError, EvaluationError.
+    """
+    recipe = from_options(EvalRecipe, options)
+    text = _evaluation_text(recipe.text)
+    from edgeslim.runtime.manifest import MANIFEST
+
+    if (Path(model) / MANIFEST).is_file():
+        return _eval_bundle(Path(model), text, recipe, progress)
+    return _eval_checkpoint(model, text, recipe, trust_remote_code, progress)
+
+
+def compress(
+    recipe_file: StrPath, output: StrPath, *, force: bool = False, restart: bool = False, progress: Progress = silent
+) -> dict[str, Any]:
+    """Take a model the whole way that the TOML `recipe_file` describes; return the report, as plain JSON values.
+
+    `output` gets `checkpoint/` (pruned), `bundle/` and `report.json`. Finished steps of a killed run are kept.
+
+    Raises: RecipeError and whatever the steps raise.
+    """
+    from edgeslim.compress_job import compress_checkpoint
+    from edgeslim.recipe import read_recipe
+
+    return compress_checkpoint(
+        read_recipe(Path(recipe_file)), Path(output), force=force, restart=restart, progress=progress
+    )
+
+
+def _prune_config(recipe: PruneRecipe) -> tuple[Any, bool]:
+    """Return the method's configuration, and whether linears of a block are pruned one after the other."""
+    from edgeslim.pruning.methods import PruneConfig
+    from edgeslim.pruning.patterns import Unstructured, parse_pattern
+
+    pattern = parse_pattern(recipe.pattern) if recipe.pattern else Unstructured(sparsity=_sparsity(recipe))
+    if isinstance(pattern, Unstructured):
+        pattern = replace(pattern, scope=recipe.scope)  # type: ignore[arg-type]
+    chosen = {name: getattr(recipe, name) for name in ("mask_rule", "solver", "target")}
+    config = PruneConfig(
+        method=recipe.method,  # type: ignore[arg-type]
+        pattern=pattern,
+        effort=recipe.effort,  # type: ignore[arg-type]
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+    best = recipe.method == "mrp" and recipe.effort == "best"
+    return config, best if recipe.sequential is None else recipe.sequential
+
+
+def _sparsity(recipe: PruneRecipe) -> float:
+    return 0.5 if recipe.sparsity is None else recipe.sparsity
+
+
+def _calibration_length(recipe: PruneRecipe, config: Any) -> int:
+    """Return the window length: as asked, else 2048 or the model's context where that is shorter."""
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if recipe.seqlen is None:
+        return min(2048, limit or 2048)
+    if limit and recipe.seqlen > limit:
+        raise RecipeError(f"seqlen {recipe.seqlen} is longer than the model's context of {limit} tokens")
+    return recipe.seqlen
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as fault:
+        raise RecipeError(f"device {name!r} cannot be used here: {str(fault).splitlines()[0]}") from None
+    return name
+
+
+def _evaluation_text(source: str | None) -> str:
+    if source is None:
+        from edgeslim.corpus import standard_library_text
+
+        return standard_library_text("heldout").text
+    try:
+        return Path(source).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise EvaluationError(f"{source}: no such text file") from None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise EvaluationError(f"{source}: cannot be read as UTF-8 text: {fault}") from None
+
+
+def _eval_bundle(bundle: Path, text: str, recipe: EvalRecipe, progress: Progress) -> "PerplexityResult":
+    from edgeslim.evaluate import bundle_perplexity
+
+    return bundle_perplexity(
+        bundle, text, seqlen=recipe.seqlen, rule=recipe.rule, on_progress=_labelled(progress, "scoring the bundle")
+    )
+
+
+def _eval_checkpoint(
+    model: StrPath, text: str, recipe: EvalRecipe, trust_remote_code: bool, progress: Progress
+) -> "PerplexityResult":
+    from edgeslim.checkpoint import Checkpoint, quiet_transformers
+    from edgeslim.evaluate import model_perplexity
+
+    checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code)
+    with quiet_transformers():
+        return model_perplexity(
+            checkpoint.load(),
+            checkpoint.tokenizer(),
+            text,
+            seqlen=recipe.seqlen,
+            rule=recipe.rule,
+            device=_device(recipe.device),
+            on_progress=_labelled(progress, "scoring the checkpoint"),
+        )
+
+
+def _labelled(progress: Progress, label: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(done, total, label)

@@ -1,0 +1,277 @@
+"""The command line: one verb a function, options as in the recipes, results on stdout, everything else on stderr."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from edgeslim import __version__, api
+from edgeslim.errors import EdgeslimError
+from edgeslim.progress import Progress, progress_bar
+from edgeslim.recipe import EvalRecipe, ExportRecipe, ProfileRecipe, PruneRecipe, RunRecipe
+
+app = typer.Typer(
+    name="edgeslim",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Prune a small language model, export it to ONNX, run and measure it.",
+)
+
+_PRUNE, _EXPORT, _RUN, _PROFILE, _EVAL = PruneRecipe(), ExportRecipe(), RunRecipe(), ProfileRecipe(), EvalRecipe()
+
+Model = Annotated[str, typer.Argument(help="A Hugging Face checkpoint folder or hub id.", show_default=False)]
+Bundle = Annotated[Path, typer.Argument(help="A bundle folder.", show_default=False)]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to write.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Begin anew instead of resuming an interrupted run.")]
+Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint brings.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of the engine.  [default: the engine's choice]")]
+Engine = Annotated[str, typer.Option(help="auto, genai (onnxruntime-genai) or ort (onnxruntime).")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["EDGESLIM_DEBUG"] = "1"
+    if version:
+        print(f"edgeslim {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def prune(
+    model: Model,
+    output: Output,
+    method: Annotated[str, typer.Option(help="magnitude, wanda, sparsegpt or mrp.")] = _PRUNE.method,
+    sparsity: Annotated[float | None, typer.Option(help="Share of weights to prune.  [default: 0.5]")] = None,
+    pattern: Annotated[str | None, typer.Option(help="n:m, such as 2:4: n weights kept of every m inputs.")] = None,
+    scope: Annotated[str, typer.Option(help="Where the share is counted: row or layer.")] = _PRUNE.scope,
+    calib: Annotated[
+        str | None, typer.Option(help="Text file, folder, JSONL or dataset id.  [default: the bundled text]")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Calibration windows.")] = _PRUNE.samples,
+    seqlen: Annotated[int | None, typer.Option(help="Tokens a window.  [default: 2048 or the context]")] = None,
+    seed: Annotated[int, typer.Option(help="Where the windows lie.")] = _PRUNE.seed,
+    device: Device = _PRUNE.device,
+    effort: Annotated[str, typer.Option(help="fast or best.")] = _PRUNE.effort,
+    mask_rule: Annotated[str | None, typer.Option(help="MRP's mask: s, m, progressive or admm.")] = None,
+    solver: Annotated[str | None, typer.Option(help="MRP's solver: cholesky or cg.")] = None,
+    target: Annotated[str | None, typer.Option(help="What MRP fits: the pruned or the dense stream.")] = None,
+    sequential: Annotated[
+        bool | None, typer.Option("--sequential/--together", help="Prune a block's linears one after the other.")
+    ] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Only linears whose name matches; repeatable.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="No linears whose name matches; repeatable.")] = None,
+    trust_remote_code: Remote = False,
+    force: Force = False,
+    restart: Restart = False,
+    as_json: Json = False,
+) -> None:
+    """Prune a checkpoint into a new checkpoint that transformers loads."""
+    with _reporting() as progress:
+        report = api.prune(
+            model,
+            output,
+            force=force,
+            restart=restart,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+            **_given(
+                method=method,
+                sparsity=sparsity,
+                pattern=pattern,
+                scope=scope,
+                calib=calib,
+                samples=samples,
+                seqlen=seqlen,
+                seed=seed,
+                device=device,
+                effort=effort,
+                mask_rule=mask_rule,
+                solver=solver,
+                target=target,
+                sequential=sequential,
+                include=tuple(include or ()),
+                exclude=tuple(exclude or ()),
+            ),
+        )
+    if as_json:
+        return _print_json(report.to_json())
+    print(f"{output}: {report.method}, {report.pattern}, {len(report.linears)} linears, {report.sparsity:.1%} pruned")
+    print(f"relative output error {report.relative_error:.4f} (mean over linears), {report.seconds:.0f} s")
+    print(f"calibrated on {report.calibration}")
+
+
+@app.command()
+def export(
+    model: Model,
+    output: Output,
+    weights: Annotated[str, typer.Option(help="fp32, int8 or int4.")] = _EXPORT.weights,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Export a checkpoint to a bundle: an onnxruntime-genai model folder with a manifest."""
+    with _reporting() as progress:
+        manifest = api.export(model, output, force=force, progress=progress, weights=weights)
+    if as_json:
+        return _print_json(manifest.to_json())
+    print(f"{output}: {manifest.weights} weights, {manifest.weight_bytes / 1e6:.1f} MB")
+    print("parity with transformers: " + ", ".join(f"{key} {_short(value)}" for key, value in manifest.parity.items()))
+
+
+@app.command()
+def run(
+    bundle: Bundle,
+    prompt: Annotated[str, typer.Option(help="What the model goes on from.")] = _RUN.prompt,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens to write.")] = _RUN.max_new_tokens,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = _RUN.temperature,
+    top_k: Annotated[int, typer.Option(help="Draw from this many tokens; 0: all.")] = _RUN.top_k,
+    top_p: Annotated[float, typer.Option(help="Draw from this share of probability.")] = _RUN.top_p,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = _RUN.seed,
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
+    engine: Engine = _RUN.engine,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Generate text, streamed as it comes."""
+    options = _given(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        raw=raw,
+        engine=engine,
+        threads=threads,
+    )
+    with _one_line_errors():
+        pieces = api.run(bundle, prompt, **options)
+        if as_json:
+            return _print_json({"prompt": prompt, "text": "".join(pieces)})
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+
+
+@app.command()
+def profile(
+    bundle: Bundle,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt.")] = _PROFILE.prompt_tokens,
+    new_tokens: Annotated[int, typer.Option(help="Tokens decoded after it.")] = _PROFILE.new_tokens,
+    threads: Threads = None,
+    engine: Engine = _PROFILE.engine,
+    repeats: Annotated[int, typer.Option(help="Counted runs.")] = _PROFILE.repeats,
+    warmup: Annotated[int, typer.Option(help="Runs before, not counted.")] = _PROFILE.warmup,
+    as_json: Json = False,
+) -> None:
+    """Measure load, latency, memory and energy of a bundle in a fresh process."""
+    options = _given(
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        threads=threads,
+        engine=engine,
+        repeats=repeats,
+        warmup=warmup,
+    )
+    with _reporting() as progress:
+        measured = api.profile(bundle, progress=progress, **options)
+    if as_json:
+        return _print_json(measured.to_json())
+    from edgeslim.tables import print_profile
+
+    print_profile(measured.to_json(), str(bundle))
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A checkpoint or a bundle.", show_default=False)],
+    text: Annotated[str | None, typer.Option(help="A text file.  [default: the bundled held-out text]")] = None,
+    seqlen: Annotated[int, typer.Option(help="Tokens a window.")] = _EVAL.seqlen,
+    rule: Annotated[str, typer.Option(help="edgeslim, or reference: that of the papers' scripts.")] = _EVAL.rule,
+    device: Device = _EVAL.device,
+    trust_remote_code: Remote = False,
+    as_json: Json = False,
+) -> None:
+    """Perplexity of a checkpoint or a bundle on a text."""
+    with _reporting() as progress:
+        result = api.eval(
+            model,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+            **_given(text=text, seqlen=seqlen, rule=rule, device=device),
+        )
+    if as_json:
+        return _print_json({"perplexity": result.perplexity, "tokens": result.tokens, "windows": result.windows})
+    print(f"{model}: perplexity {result.perplexity:.3f} ({result.tokens:,} tokens in {result.windows} windows)")
+
+
+@app.command()
+def compress(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in TOML.", show_default=False)],
+    output: Output,
+    force: Force = False,
+    restart: Restart = False,
+    as_json: Json = False,
+) -> None:
+    """Take a model the whole way that a recipe describes, and compare it with where it came from."""
+    with _reporting() as progress:
+        report = api.compress(recipe, output, force=force, restart=restart, progress=progress)
+    if as_json:
+        return _print_json(report)
+    from edgeslim.tables import print_comparison
+
+    print_comparison(report, output)
+
+
+def main() -> NoReturn:
+    """Run the command line; expected faults are one line and exit 1, faults of usage exit 2."""
+    with _one_line_errors():
+        app()
+    sys.exit(0)
+
+
+@contextmanager
+def _reporting() -> Iterator[Progress]:
+    with _one_line_errors(), progress_bar() as progress:
+        yield progress
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except (EdgeslimError, OSError) as fault:
+        if isinstance(fault, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        if os.environ.get("EDGESLIM_DEBUG"):
+            traceback.print_exc()
+        print(f"error: {fault}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; long work resumes when called again with the same arguments", file=sys.stderr)
+        sys.exit(130)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,228 @@
+"""Recipes: what to do to a model, as frozen dataclasses and as TOML with the same keys.
+
+model = "examples/models/tiny-llama"
+
+[prune]
+method = "mrp"
+sparsity = 0.5
+
+[export]
+weights = "int8"
+"""
+
+import tomllib
+import types
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from edgeslim.errors import RecipeError, did_you_mean
+
+METHODS = ("magnitude", "wanda", "sparsegpt", "mrp")
+EFFORTS = ("fast", "best")
+MASK_RULES = ("s", "m", "progressive", "admm")
+SOLVERS = ("cholesky", "cg")
+TARGETS = ("pruned", "dense")
+SCOPES = ("row", "layer")
+WEIGHTS = ("fp32", "int8", "int4")
+ENGINES = ("auto", "genai", "ort")
+RULES = ("edgeslim", "reference")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneRecipe:
+    """How to prune a checkpoint.
+
+    One of `sparsity` (share of each linear's weights) and `pattern` ("2:4": 2 kept of every 4 inputs); neither means
+    50 %. `calib` None is the bundled text; `seqlen` None the model's context, at most 2048. `effort` picks measured
+    combinations of `mask_rule`, `solver`, `target` and `sequential`; each of these, where given, overrides it.
+    """
+
+    method: str = "mrp"
+    sparsity: float | None = None
+    pattern: str | None = None
+    scope: str = "row"
+    calib: str | None = None
+    samples: int = 128
+    seqlen: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    effort: str = "best"
+    mask_rule: str | None = None
+    solver: str | None = None
+    target: str | None = None
+    sequential: bool | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.sparsity is not None and self.pattern is not None:
+            raise RecipeError(f"sparsity and pattern exclude each other, got {self.sparsity} and {self.pattern!r}")
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise RecipeError(f"sparsity must be in [0, 1), got {self.sparsity}")
+        for name, choices in _PRUNE_CHOICES.items():
+            _check_choice(name, getattr(self, name), choices)
+        _check_least("samples", self.samples, 1)
+        _check_least("seqlen", self.seqlen, 2)
+
+
+_PRUNE_CHOICES = {
+    "method": METHODS,
+    "scope": SCOPES,
+    "effort": EFFORTS,
+    "mask_rule": MASK_RULES,
+    "solver": SOLVERS,
+    "target": TARGETS,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRecipe:
+    """How to turn a checkpoint into a bundle."""
+
+    weights: str = "fp32"
+
+    def __post_init__(self) -> None:
+        _check_choice("weights", self.weights, WEIGHTS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecipe:
+    """What to generate. Temperature 0 is greedy; `raw` leaves a chat template aside."""
+
+    prompt: str = "Once upon a time"
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    raw: bool = False
+    engine: str = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("engine", self.engine, ENGINES)
+        _check_least("max_new_tokens", self.max_new_tokens, 1)
+        _check_least("threads", self.threads, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileRecipe:
+    """What to measure. `threads` None leaves the number to the engine."""
+
+    prompt_tokens: int = 128
+    new_tokens: int = 64
+    threads: int | None = None
+    engine: str = "auto"
+    repeats: int = 5
+    warmup: int = 1
+
+    def __post_init__(self) -> None:
+        _check_choice("engine", self.engine, ENGINES)
+        for name, least in (("prompt_tokens", 1), ("new_tokens", 2), ("threads", 1), ("repeats", 1), ("warmup", 0)):
+            _check_least(name, getattr(self, name), least)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRecipe:
+    """What to score. `text` None is the bundled held-out text; `rule` "reference" is the scripts' of the papers."""
+
+    text: str | None = None
+    seqlen: int = 256
+    rule: str = "edgeslim"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _check_choice("rule", self.rule, RULES)
+        _check_least("seqlen", self.seqlen, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The whole way of a model. A step that is absent is left out; `baseline` also measures the unpruned model."""
+
+    model: str
+    prune: PruneRecipe | None = None
+    export: ExportRecipe = field(default_factory=lambda: ExportRecipe())
+    run: RunRecipe | None = None
+    profile: ProfileRecipe | None = None
+    eval: EvalRecipe | None = None
+    baseline: bool = True
+
+
+def read_recipe(file: Path) -> Recipe:
+    """Return the recipe in the TOML `file`.
+
+    Raises: RecipeError naming file, step, key and the nearest valid one.
+    """
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{file}: no such recipe") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise RecipeError(f"{file}: not TOML: {fault}") from None
+    return from_table(Recipe, table, str(file))
+
+
+def from_table(cls: type[T], table: dict[str, Any], where: str) -> T:
+    """Return `table` as the recipe dataclass `cls`; `where` names its place in messages.
+
+    Raises: RecipeError for an unknown key, a wrong type or a value that cannot be meant.
+    """
+    names = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
+    for key in table:
+        if key not in names:
+            raise RecipeError(f"{where}: unknown key {key!r}{did_you_mean(key, names)}")
+    hints = get_type_hints(cls)
+    values = {key: _value(hints[key], value, f"{where}: {key}") for key, value in table.items()}
+    if cls is Recipe and "model" not in values:
+        raise RecipeError(f"{where}: key 'model' is missing; expected a checkpoint folder or hub id")
+    try:
+        return cls(**values)
+    except RecipeError as fault:
+        raise RecipeError(f"{where}: {fault}") from None
+
+
+def from_options(cls: type[T], options: dict[str, Any]) -> T:
+    """Return the recipe dataclass `cls` from keyword options; sequences become tuples.
+
+    Raises: RecipeError as `from_table`.
+    """
+    name = cls.__name__.removesuffix("Recipe").lower()
+    return from_table(cls, {key: value for key, value in options.items() if value is not None}, name)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """Check `value` against a field's type `hint` and return it as that type."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for option in options:
+        if option is type(None) and value is None:
+            return None
+        if is_dataclass(option) and isinstance(value, dict):
+            return from_table(option, value, where.replace(": ", ": [", 1) + "]")  # type: ignore[arg-type]
+        if get_origin(option) is tuple and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(option, type) and isinstance(value, option) and (option is bool) == isinstance(value, bool):
+            return value
+    expected = " or ".join(_type_name(option) for option in options if option is not type(None))
+    raise RecipeError(f"{where}: expected {expected}, got {value!r}")
+
+
+def _type_name(option: Any) -> str:
+    if is_dataclass(option):
+        return "a table"
+    return "a list of strings" if get_origin(option) is tuple else str(option.__name__)
+
+
+def _check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
+    if value is not None and value not in choices:
+        raise RecipeError(f"{name} must be one of {', '.join(choices)}, got {value!r}{did_you_mean(value, choices)}")
+
+
+def _check_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise RecipeError(f"{name} must be at least {least}, got {value}")
