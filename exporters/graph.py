@@ -24,6 +24,7 @@ from transformers import AutoConfig
 
 from edgeslim.errors import ExportError, did_you_mean
 from edgeslim.exporters.passes import run_passes
+from edgeslim.exporters.passes.grouped_norms import GroupedNorms
 from edgeslim.exporters.passes.sliding_windows import SlidingWindows
 
 FAMILIES = (
@@ -63,7 +64,7 @@ def build_graph(checkpoint: Path) -> ir.Model:
         model: ir.Model = package["model"]
         model.graph.name = hf_config.model_type
         _apply_weights(model, module, checkpoint)
-        run_passes(model, [SlidingWindows(attention_windows(hf_config))])
+        run_passes(model, _corrections(hf_config))
     _refuse_missing(model, checkpoint)
     return model
 
@@ -94,6 +95,12 @@ def check_family(config: dict[str, Any], checkpoint: Path) -> None:
         raise ExportError(f"{checkpoint}: model type {found!r} cannot be exported{listing}{hint}")
     if config.get("quantization_config"):
         raise ExportError(f"{checkpoint}: the weights are already quantized; expected fp32, fp16 or bf16 weights")
+
+
+def _corrections(hf_config: Any) -> list[ir.passes.InPlacePass]:
+    """Return the passes that mend where mobius's graph departs from transformers' model."""
+    groups = hf_config.n_groups if hf_config.model_type == "mamba2" else 1
+    return [SlidingWindows(attention_windows(hf_config)), GroupedNorms(groups)]
 
 
 def attention_windows(hf_config: Any) -> list[int | None]:

@@ -1,8 +1,8 @@
 """Tiny random checkpoints of every supported family, with a byte-level BPE tokenizer trained on the spot.
 
-Shapes are chosen to be awkward on purpose: fewer key heads than query heads, windows shorter than the test prompts,
-a vocabulary that is no multiple of eight. Weights are larger than an initialised model's, so that logits differ
-clearly between tokens and greedy decoding has no ties.
+Shapes are chosen to be awkward on purpose: fewer key heads than query heads, attention windows shorter than the test
+prompts, two groups in Mamba-2, a vocabulary that is no multiple of eight. Weights are larger than an initialised
+model's, so that logits differ clearly between tokens and greedy decoding has no ties.
 """
 
 import json
@@ -39,11 +39,24 @@ _ATTENTION: Mapping[str, Any] = MappingProxyType({
 FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "llama": {**_ATTENTION, "tie_word_embeddings": True},
     "mistral": {**_ATTENTION, "sliding_window": 8},
-    "qwen2": {**_ATTENTION, "tie_word_embeddings": True},
+    "qwen2": {
+        **_ATTENTION,
+        "tie_word_embeddings": True,
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 1,
+    },
     "qwen3": {**_ATTENTION, "head_dim": 32},
     "gemma2": {**_ATTENTION, "sliding_window": 8, "query_pre_attn_scalar": 16},
-    "phi3": {**_ATTENTION, "pad_token_id": 0},
-    "smollm3": {**_ATTENTION, "no_rope_layers": [1, 1, 0], "pad_token_id": 0},
+    "phi3": {**_ATTENTION, "sliding_window": 8, "pad_token_id": 0},
+    "smollm3": {
+        **_ATTENTION,
+        "no_rope_layers": [1, 1, 0],
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "pad_token_id": 0,
+    },
     "granite": {
         **_ATTENTION,
         "embedding_multiplier": 3.0,
@@ -76,12 +89,13 @@ def tiny_config(family: str, **changes: Any) -> Any:
 
 def tiny_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random `family` model in float32 and evaluation mode, the same for the same arguments."""
+    gain = 1.5 if family == "mamba2" else 4.0  # a recurrent state amplifies: larger weights give only larger logits
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(tiny_config(family, **changes))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
-                parameter.mul_(4)
+                parameter.mul_(gain)
             elif name.endswith(("norm.weight", "layernorm.weight")):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.eval()
