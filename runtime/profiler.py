@@ -84,6 +84,7 @@ def profile_bundle(
     Raises: RecipeError, BundleError, RuntimeUnavailable; EdgeslimError when the measuring process dies.
     """
     _check(prompt_tokens=(prompt_tokens, 1), new_tokens=(new_tokens, 2), repeats=(repeats, 1), warmup=(warmup, 0))
+    _check(threads=(1 if threads is None else threads, 1))
     config = read_config(bundle)
     if engine == "auto":
         engine = choose_engine(has_genai_config=config.has_genai_config)

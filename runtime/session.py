@@ -71,8 +71,9 @@ class OrtSession:
         self.config = read_config(bundle)
         self._ort = import_engine("ort")
         self._graph = _existing(bundle / graph)
-        options = _ort_options(self._ort, bundle, self.config.session_options, threads)
+        _check_threads(threads)
         try:
+            options = _ort_options(self._ort, bundle, self.config.session_options, threads)
             self._session = self._ort.InferenceSession(self._graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exception classes share no base but Exception
             raise _load_error(self._graph, error) from error
@@ -159,10 +160,11 @@ class GenaiSession:
         self.config = read_config(bundle)
         self._og = import_engine("genai")
         _existing(bundle / GENAI_CONFIG)
+        _check_threads(threads)
         try:
             config = self._og.Config(str(bundle))
             if threads is not None:
-                config.overlay(json.dumps(_thread_overlay(_check_threads(threads))))
+                config.overlay(json.dumps(_thread_overlay(threads)))
             self._model = self._og.Model(config)
         except Exception as error:  # pybind11 raises RuntimeError, json's parser others
             raise _load_error(str(bundle), error) from error
@@ -224,10 +226,9 @@ def _load_error(what: str, error: Exception) -> BundleError:
     return BundleError(f"{what} does not load: {lines[0]}")
 
 
-def _check_threads(threads: int) -> int:
-    if threads < 1:
+def _check_threads(threads: int | None) -> None:
+    if threads is not None and threads < 1:
         raise RecipeError(f"threads must be at least 1, got {threads}")
-    return threads
 
 
 def _thread_overlay(threads: int) -> dict[str, Any]:
@@ -240,7 +241,7 @@ def _ort_options(ort: Any, bundle: Path, genai: Mapping[str, Any], threads: int 
     options.log_severity_level = 3  # errors only, as onnxruntime-genai has it
     count = threads if threads is not None else genai.get("intra_op_num_threads")
     if count is not None:
-        options.intra_op_num_threads = _check_threads(count)
+        options.intra_op_num_threads = count
     library = genai.get("custom_ops_library")
     if library:
         inside = bundle / library
