@@ -89,7 +89,7 @@ class Checkpoint:
                 )
         except (ValueError, KeyError, OSError) as fault:
             raise CheckpointError(f"{self.folder}: transformers cannot load the model: {_first_line(fault)}") from None
-        return model.eval().requires_grad_(False).to(device)  # type: ignore[no-any-return]
+        return model.eval().requires_grad_(False).to(device)
 
     def skeleton(self) -> "Skeleton":
         """Return the model with its parameters on the meta device, to be filled block by block."""
@@ -231,7 +231,8 @@ def _find(model: str | Path) -> Path:
 
 
 def _first_line(fault: BaseException) -> str:
-    return (str(fault).strip().splitlines() or [repr(fault)])[0]
+    lines = str(fault).strip().splitlines()
+    return lines[0] if lines else repr(fault)
 
 
 def _find_blocks(model: nn.Module, base: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -259,7 +260,7 @@ def _meta_parameters() -> Iterator[None]:
             parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The whole way of one recipe: prune, export, generate, profile, evaluate, and the report that compares the two models."""
+"""The whole way of one recipe: prune, export, generate, profile, evaluate, and a report that compares the models."""
 
 import json
 from collections.abc import Callable

@@ -77,16 +77,17 @@ def resumable_folder(
 
 
 def _whole_lines(path: Path) -> list[Record]:
+    """Return the lines up to the first that a kill cut short."""
+    lines: list[Record] = []
     if not path.exists():
-        return []
-    lines = []
+        return lines
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        if not text.endswith("\n"):
+            break
         try:
-            lines.append(json.loads(text) if text.endswith("\n") else None)
+            lines.append(json.loads(text))
         except json.JSONDecodeError:
             break
-        if lines[-1] is None:
-            return lines[:-1]
     return lines
 
 

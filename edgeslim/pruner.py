@@ -33,8 +33,8 @@ from edgeslim.checkpoint import Checkpoint, Skeleton, quiet_transformers, write_
 from edgeslim.errors import CheckpointError, OutputError, RecipeError
 from edgeslim.journal import Journal, resumable_folder
 from edgeslim.progress import Progress, silent
-from edgeslim.prune.methods import PruneConfig, prune_matrix
-from edgeslim.prune.statistics import InputStatistics
+from edgeslim.pruning.methods import PruneConfig, prune_matrix
+from edgeslim.pruning.statistics import InputStatistics
 from edgeslim.tensorfile import TensorEntry
 
 REPORT = "prune_report.json"
@@ -158,14 +158,11 @@ class _PruneRun:
         block = self._skeleton.fill_block(index, self._device)
         linears = prunable_linears(block, name, self._job.include, self._job.exclude)
         dense = twin(block) if self._dense is not None else block
-        reports: list[LinearReport] = []
-        for stage in self._stages(index, block, linears):
-            statistics = self._gather(index, block, dense, [(group, linears[group[0]]) for group in stage], name)
-            for group in stage:
-                shared = statistics.pop(group[0])
-                for linear in group:
-                    reports.append(self._prune_linear(linear, linears[linear], shared))
-        del statistics, shared
+        reports = [
+            report
+            for stage in self._stages(index, block, linears)
+            for report in self._prune_stage(index, block, dense, stage, linears)
+        ]
         if self._dense is not None:
             self._runner.advance(index, dense, self._dense)
         self._runner.advance(index, block, self._pruned)
@@ -179,25 +176,32 @@ class _PruneRun:
         groups = input_groups(lambda: self._runner.run(index, block, self._pruned.read(0)), linears)
         return [[group] for group in groups] if self._job.sequential else [groups]
 
+    def _prune_stage(
+        self, index: int, block: nn.Module, dense: nn.Module, stage: list[list[str]], linears: dict[str, nn.Module]
+    ) -> Iterator[LinearReport]:
+        """Prune the groups of one stage; the statistics of a group go as soon as its linears are done."""
+        statistics = self._gather(index, block, dense, {group[0]: linears[group[0]] for group in stage})
+        for group in stage:
+            shared = statistics.pop(group[0])
+            for linear in group:
+                yield self._prune_linear(linear, linears[linear], shared)
+
     def _gather(
-        self, index: int, block: nn.Module, dense: nn.Module, groups: list[tuple[list[str], nn.Module]], name: str
+        self, index: int, block: nn.Module, dense: nn.Module, firsts: dict[str, nn.Module]
     ) -> dict[str, InputStatistics]:
-        """Return the input statistics of every group, by the name of its first linear."""
-        modules = [module for _, module in groups]
+        """Return the input statistics of the linears `firsts`, one of each group, by name."""
+        cross = self._dense is not None
         statistics = {
-            group[0]: InputStatistics(
-                weight_matrix(module).shape[1], cross=self._dense is not None, device=self._device
-            )
-            for group, module in groups
+            name: InputStatistics(weight_matrix(module).shape[1], cross=cross, device=self._device)
+            for name, module in firsts.items()
         }
-        partners = [dense.get_submodule(group[0].removeprefix(f"{name}.")) for group, _ in groups]
+        prefix = f"{self._skeleton.block_names[index]}."
+        partners = [dense.get_submodule(name.removeprefix(prefix)) for name in firsts]
         for batch in range(len(self._pruned)):
-            seen = self._inputs(index, block, modules, self._pruned, batch)
-            original = (
-                self._inputs(index, dense, partners, self._dense, batch)
-                if self._dense is not None
-                else [None] * len(seen)
-            )
+            seen = self._inputs(index, block, list(firsts.values()), self._pruned, batch)
+            original: list[Tensor] | list[None] = [None] * len(seen)
+            if self._dense is not None:
+                original = self._inputs(index, dense, partners, self._dense, batch)
             for entry, x, x_dense in zip(statistics.values(), seen, original, strict=True):
                 entry.add(x, x_dense)
         return statistics

@@ -59,7 +59,7 @@ def read_tensor(entry: TensorEntry) -> torch.Tensor:
     if entry.nbytes:
         with entry.file.open("rb", buffering=0) as stream:
             stream.seek(entry.offset)
-            view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            view = _raw(tensor)
             done = 0
             while done < entry.nbytes:
                 count = stream.readinto(view[done:])
@@ -76,12 +76,17 @@ def write_tensor(entry: TensorEntry, tensor: torch.Tensor) -> None:
     """
     if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
         raise ValueError(f"expected {entry.dtype} {entry.shape}, got {tensor.dtype} {tuple(tensor.shape)}")
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    data = _raw(tensor.detach().cpu().contiguous())
     with entry.file.open("r+b") as stream:
         stream.seek(entry.offset)
-        stream.write(memoryview(data))
+        stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def _raw(tensor: torch.Tensor) -> memoryview:
+    """Return the bytes of a contiguous tensor on the CPU, without copying them."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _entry(file: Path, start: int, value: dict[str, Any]) -> TensorEntry:

@@ -1,0 +1,93 @@
+"""Peak resident memory of pruning and exporting a random Llama of over 500 M parameters; a JSON line a case.
+
+Every verb runs in a process of its own, which says what was resident after its imports and at its peak.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+
+import edgeslim
+
+ROOT = Path(__file__).parents[2]
+_SHAPE = {
+    "hidden_size": 1280,
+    "intermediate_size": 3584,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 20,
+    "num_key_value_heads": 10,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 2048,
+}
+
+
+def main() -> None:
+    """Make the model once, then measure each verb on it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--verbs", nargs="+", default=["prune", "export"])
+    parser.add_argument("--method", default="mrp")
+    parser.add_argument("--effort", default="fast")
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--blocks", type=int, default=_SHAPE["num_hidden_layers"])
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        _child(json.loads(args.child))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model, work = Path(folder) / "model", Path(folder)
+        parameters = _random_model(model, args.blocks)
+        file_bytes = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+        prune = {"method": args.method, "effort": args.effort, "samples": args.samples, "seqlen": 256, "device": "cpu"}
+        for verb in args.verbs:
+            options = {"verb": verb, "model": str(model), "output": str(work / verb), **(prune if verb == "prune" else {})}
+            command = [sys.executable, __file__, "--child", json.dumps(options)]
+            measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            share = (measured["peak_rss_bytes"] - measured["base_rss_bytes"]) / file_bytes
+            case = {"verb": verb, "parameters": parameters, "file_bytes": file_bytes, **measured}
+            print(json.dumps({**case, "above_imports_over_file": round(share, 3)}), flush=True)
+
+
+def _child(options: dict[str, str]) -> None:
+    """Import what the verb needs, run it, and print the memory of this process."""
+    verb = options.pop("verb")
+    model, output = options.pop("model"), options.pop("output")
+    if verb == "prune":
+        import transformers
+
+        import edgeslim.pruner
+
+        assert transformers.AutoModelForCausalLM
+    else:
+        import transformers
+
+        import edgeslim.exporters.bundle
+
+        assert transformers.AutoModelForCausalLM
+    base = psutil.Process().memory_info().rss
+    getattr(edgeslim, verb)(model, output, **options)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"base_rss_bytes": base, "peak_rss_bytes": peak}))
+
+
+def _random_model(folder: Path, blocks: int) -> int:
+    """Save a random model in float32 with the bundled tokenizer; return its number of parameters."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "examples" / "models" / "tiny-llama")
+    tokenizer.save_pretrained(folder)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=32000, **{**_SHAPE, "num_hidden_layers": blocks}))
+    model.save_pretrained(folder)
+    return model.num_parameters()
+
+
+if __name__ == "__main__":
+    main()
