@@ -18,7 +18,7 @@ import edgeslim
 ROOT = Path(__file__).parents[2]
 _SHAPE = {
     "hidden_size": 1280,
-    "intermediate_size": 3584,
+    "intermediate_size": 3840,
     "num_hidden_layers": 24,
     "num_attention_heads": 20,
     "num_key_value_heads": 10,

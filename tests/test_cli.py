@@ -1,0 +1,150 @@
+"""The command line as its users meet it: one process a test where start-up matters, in-process elsewhere."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from families import CORPUS, save_tiny
+from typer.testing import CliRunner
+
+import edgeslim
+from edgeslim.cli import app
+
+RUN = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text("\n".join(CORPUS) * 20)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny(tmp_path_factory.mktemp("model"), "llama"))
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory, model: str, text: str) -> tuple[str, dict[str, object]]:
+    output = str(tmp_path_factory.mktemp("pruned") / "out")
+    return output, _json("prune", model, "-o", output, "--calib", text, "--samples", "4", "--seqlen", "32")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, pruned: tuple[str, object]) -> str:
+    output = str(tmp_path_factory.mktemp("bundle") / "out")
+    assert _json("export", pruned[0], "-o", output)["weights"] == "fp32"
+    return output
+
+
+def _json(*arguments: str) -> dict[str, object]:
+    """Return the one JSON object that a verb prints on stdout."""
+    result = RUN.invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return dict(json.loads(result.stdout))
+
+
+def test_help_loads_no_heavy_library() -> None:
+    heavy = "{'torch', 'transformers', 'numpy', 'onnx', 'onnxruntime', 'mobius', 'rich.progress'}"
+    code = (
+        "import sys, edgeslim.cli\ntry: edgeslim.cli.app(['--help'])\nexcept SystemExit: pass\n"
+        f"print('loaded', {heavy} & set(sys.modules), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "loaded set()" in result.stderr
+    assert all(verb in result.stdout for verb in ("prune", "export", "run", "profile", "eval", "compress"))
+
+
+def test_every_public_name_exists_and_the_list_is_sorted() -> None:
+    assert edgeslim.__all__ == sorted(edgeslim.__all__)
+    assert all(getattr(edgeslim, name) is not None for name in edgeslim.__all__)
+
+
+def test_verbs_stay_functions_after_their_modules_are_loaded() -> None:
+    import edgeslim.pruning.methods
+
+    assert edgeslim.pruning.methods
+    assert all(callable(getattr(edgeslim, verb)) for verb in ("prune", "export", "run", "profile", "eval", "compress"))
+
+
+def test_prune_prints_one_report_with_the_error_of_every_linear(pruned: tuple[str, dict[str, object]]) -> None:
+    report = pruned[1]
+    assert report["method"] == "mrp" and report["effort"] == "best" and report["sparsity"] == pytest.approx(0.5)
+    linears = report["linears"]
+    assert isinstance(linears, list) and len(linears) == 21
+    assert all(0 < linear["relative_error"] < 1 for linear in linears)
+
+
+def test_eval_agrees_between_checkpoint_and_bundle(pruned: tuple[str, object], bundle: str, text: str) -> None:
+    of_checkpoint, of_bundle = (_json("eval", of, "--text", text, "--seqlen", "64") for of in (pruned[0], bundle))
+    assert of_checkpoint.keys() == {"perplexity", "tokens", "windows"}
+    assert of_checkpoint["tokens"] == of_bundle["tokens"]
+    assert of_bundle["perplexity"] == pytest.approx(of_checkpoint["perplexity"], rel=1e-3)
+
+
+def test_run_streams_text_and_gives_the_same_as_json(bundle: str) -> None:
+    arguments = ("run", bundle, "--prompt", "Once upon", "--max-new-tokens", "8", "--raw")
+    plain = RUN.invoke(app, list(arguments)).stdout
+    assert plain == f"{_json(*arguments)['text']}\n"
+
+
+def test_profile_prints_the_object_of_the_contract(bundle: str) -> None:
+    measured = _json(
+        "profile", bundle, "--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "2", "--threads", "1"
+    )
+    assert measured["measured"] is True and measured["repeats"] == 2 and measured["prompt_tokens"] == 8
+    assert float(str(measured["decode_tok_s_p50"])) > 0
+
+
+def test_compress_takes_the_whole_way_and_resumes(tmp_path: Path, model: str, text: str) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'model = "{model}"\n[prune]\nmethod = "wanda"\ncalib = "{text}"\nsamples = 4\nseqlen = 32\n'
+        f'[run]\nmax_new_tokens = 4\n[eval]\ntext = "{text}"\nseqlen = 64\n'
+    )
+    output = tmp_path / "out"
+    report = _json("compress", str(recipe), "-o", str(output))
+    assert sorted(entry.name for entry in output.iterdir()) == ["bundle", "checkpoint", "report.json"]
+    assert json.loads((output / "report.json").read_text()) == report
+    models = report["models"]
+    assert isinstance(models, dict) and list(models) == ["dense", "pruned"]
+    assert models["dense"]["eval"]["perplexity"] != models["pruned"]["eval"]["perplexity"]
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+    table = RUN.invoke(app, ["compress", str(recipe), "-o", str(output), "--force"])
+    assert table.exit_code == 0 and "perplexity" in table.stdout and "pruned" in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune", "/no/such/model", "-o", "{}/out"], "/no/such/model: no such folder"),
+        (["prune", "{model}", "-o", "{}/out", "--method", "wonda"], "did you mean 'wanda'"),
+        (["prune", "{model}", "-o", "{}/out", "--pattern", "4:2"], "4:2"),
+        (["prune", "{model}", "-o", "{}/out", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
+        (["prune", "{model}", "-o", "{}/out", "--seqlen", "4096"], "longer than the model's context of 256"),
+        (["prune", "{model}", "-o", "{}/out", "--calib", "{}"], "no text files"),
+        (["export", "{model}", "-o", "{model}"], "already exists and is not empty"),
+        (["eval", "{model}", "--text", "{}/none.txt"], "no such text file"),
+        (["run", "{}"], "{}"),
+        (["profile", "{}/none"], "none"),
+        (["compress", "{}/none.toml", "-o", "{}/out"], "no such recipe"),
+    ],
+)
+def test_an_expected_fault_is_one_line_and_exit_1(
+    tmp_path: Path, model: str, arguments: list[str], message: str
+) -> None:
+    filled = [argument.replace("{}", str(tmp_path)).replace("{model}", model) for argument in arguments]
+    result = RUN.invoke(app, filled)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert message.replace("{}", str(tmp_path)) in lines[0]
+
+
+def test_a_fault_of_usage_exits_2() -> None:
+    assert RUN.invoke(app, ["prune"]).exit_code == 2
+    assert RUN.invoke(app, ["prune", "model", "-o", "out", "--sparsity", "half"]).exit_code == 2
