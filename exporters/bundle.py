@@ -21,12 +21,14 @@ from edgeslim.exporters.layers import layer_bytes, measure_layers
 from edgeslim.exporters.parity import check_parity
 from edgeslim.exporters.passes import run_passes
 from edgeslim.exporters.passes.last_logits import LastLogits
+from edgeslim.exporters.passes.quantize_linears import SAME_BYTES, QuantizeLinears
 from edgeslim.exporters.passes.recurrent_names import RecurrentNames
 from edgeslim.exporters.passes.tied_embedding import TiedEmbedding
 from edgeslim.runtime.manifest import DATA, GENAI_CONFIG, GRAPH, SCORING, Manifest, Source, record_files, sha256
 
 Weights = Literal["fp32", "int8", "int4"]
 Progress = Callable[[str], None]
+BITS = {"int8": 8, "int4": 4}
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -42,6 +44,7 @@ _TOKENIZER_FILES = (
 _LIBRARIES = ("mobius-onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-genai", "transformers", "torch")
 _ALIGNMENT = 4096
 """Larger tensors start on a page, so that they are mapped, and kernels may load whole vectors from them."""
+_INLINE_BELOW = 256  # bytes; shape inference must see the small constants
 _ALIGN_THRESHOLD = 2048  # bytes; smaller tensors are packed densely
 
 
@@ -67,13 +70,14 @@ def export_checkpoint(
     config = read_config(checkpoint_dir)
     progress("graph")
     model = build_graph(checkpoint_dir)
-    run_passes(model, _passes(weights))
+    run_passes(model, [RecurrentNames(), TiedEmbedding()])
     progress("weights")
-    sparsity = measure_layers(model.graph)
+    measured = measure_layers(model.graph)
+    run_passes(model, _packing_passes(weights))
     _write_graphs(model, bundle_dir)
     _write_texts(checkpoint_dir, bundle_dir, model.graph, config, prepack=weights != "fp32")
     progress("parity")
-    parity = check_parity(bundle_dir, checkpoint_dir, weights=weights)
+    parity = check_parity(bundle_dir, checkpoint_dir, bits=BITS.get(weights))
     manifest = Manifest(
         source=Source(
             id=source or str(checkpoint_dir),
@@ -82,7 +86,7 @@ def export_checkpoint(
         ),
         weights=weights,
         weight_bytes=(bundle_dir / DATA).stat().st_size,
-        layers=layer_bytes(model.graph, sparsity),
+        layers=layer_bytes(model.graph, measured),
         files=record_files(bundle_dir),
         recipe={**config.get("edgeslim", {}), **(recipe or {})},
         versions=_versions(),
@@ -99,19 +103,43 @@ def _check_arguments(bundle_dir: Path, weights: str) -> None:
         raise OutputError(f"{bundle_dir}: expected an existing empty folder to write the bundle into")
 
 
-def _passes(weights: Weights) -> list[ir.passes.InPlacePass]:
-    """Return the passes that turn mobius's graph into the scoring graph with `weights`."""
-    return [RecurrentNames(), TiedEmbedding()]
+def _packing_passes(weights: Weights) -> list[ir.passes.InPlacePass]:
+    return [] if weights == "fp32" else [QuantizeLinears(BITS[weights])]
 
 
 def _write_graphs(model: ir.Model, bundle_dir: Path) -> None:
     """Write data file, scoring graph (all positions) and generation graph (last position); `model` becomes the latter."""
-    ir.external_data.unload_from_model(
-        model, bundle_dir, DATA, size_threshold_bytes=256, alignment=_ALIGNMENT, align_threshold=_ALIGN_THRESHOLD
-    )
+    _write_data(model, bundle_dir)
     ir.save(model, bundle_dir / SCORING)
     run_passes(model, [LastLogits()])
     ir.save(model, bundle_dir / GRAPH)
+
+
+def _write_data(model: ir.Model, bundle_dir: Path) -> None:
+    """Write the initializers of `model` into the data file, those that share bytes once, and let it refer to them."""
+    values = model.graph.initializers
+    shared = {value: values[value.metadata_props[SAME_BYTES]] for value in values.values() if SAME_BYTES in value.metadata_props}
+    for value in shared:
+        value.const_value = None  # keeps it from being written
+    ir.external_data.unload_from_model(
+        model,
+        bundle_dir,
+        DATA,
+        size_threshold_bytes=_INLINE_BELOW,
+        alignment=_ALIGNMENT,
+        align_threshold=_ALIGN_THRESHOLD,
+    )
+    for value, owner in shared.items():
+        value.const_value = _reshaped(value, owner.const_value)
+
+
+def _reshaped(value: ir.Value, owner: ir.TensorProtocol | None) -> ir.TensorProtocol:
+    """Return the bytes of `owner` under the shape of `value`, in the data file where the owner is there."""
+    assert owner is not None and value.shape is not None and value.name is not None
+    if not isinstance(owner, ir.ExternalTensor):
+        return ir.tensor(owner.numpy().reshape(value.shape.numpy()), name=value.name)
+    place = (owner.location, owner.offset, owner.length, owner.dtype)
+    return ir.ExternalTensor(*place, shape=value.shape, name=value.name, base_dir=owner.base_dir)
 
 
 def _write_texts(

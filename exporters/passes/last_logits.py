@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from edgeslim.errors import ExportError
 
-HEADS = {"MatMul", "FusedMatMul", "MatMulNBits", "DynamicQuantizeMatMul"}
+HEADS = {"MatMul", "FusedMatMul", "MatMulNBits"}
 NORMS = {
     "SkipSimplifiedLayerNormalization": 2,
     "SkipLayerNormalization": 2,

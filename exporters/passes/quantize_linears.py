@@ -1,0 +1,176 @@
+"""Linears, head and embedding in blocks of 8 or 4 bits, for onnxruntime's stock kernels.
+
+Before: ``y = MatMul(x, W)`` with W [K, N]; ``e = Gather(E, input_ids)``; ``logits = FusedMatMul(h, E, transB=1)``.
+After: ``y = MatMulNBits(x, codes, scales)``; ``e = GatherBlockQuantized(codes', input_ids, scales)``, where a tied
+embedding and head share scales and bytes: codes' is codes under another shape.
+
+Why MatMulNBits with blocks of 128 and accuracy level 4 for both widths: measured on 362 M parameters it decodes as fast
+as the fastest stock int8 (77 against 80 tokens/s of DynamicQuantizeMatMul, within the spread) and 115 tokens/s at int4.
+DynamicQuantizeMatMul prefills faster (1,227 against 736), but takes one activation scale for the whole prompt: a
+single token with large activations, which trained models have at their first position, rounds all others to nothing,
+and a prompt's logits come to depend on how it was cut. MatMulNBits scales each block of each token by itself.
+
+Letters: N outputs, K inputs, V vocabulary, H hidden size.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgeslim.exporters.packing import block_scales, pack_codes, packed_shape
+
+BLOCK = 128
+ACCURACY_LEVEL = 4
+"""Activations are rounded to 8 bits in each block; level 0 keeps them float32 (exact, some ten times slower)."""
+SAME_BYTES = "edgeslim.same_bytes_as"
+"""Metadata key of an initializer that is another one's bytes under another shape, and is written as such."""
+
+_DOMAIN = "com.microsoft"
+_PRODUCTS = {"MatMul", "FusedMatMul"}
+
+
+class QuantizeLinears(ir.passes.InPlacePass):
+    """Pack every product with a constant matrix, and the token embedding, into `bits` bits (8 or 4)."""
+
+    def __init__(self, bits: int, *, block: int = BLOCK) -> None:
+        super().__init__()
+        self.bits, self.block = bits, block
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        products = [node for node in model.graph if constant_matrix(node) is not None]
+        lookups = [node for node in model.graph if _is_token_lookup(node)]
+        for node in products:
+            self._pack_product(model.graph, node)
+        for node in lookups:
+            self._pack_lookup(model.graph, node)
+        _drop_unused(model.graph)
+        if products or lookups:
+            model.graph.opset_imports.setdefault(_DOMAIN, 1)
+        return ir.passes.PassResult(model, bool(products or lookups))
+
+    def _pack_product(self, graph: ir.Graph, node: ir.Node) -> None:
+        weight = constant_matrix(node)
+        assert weight is not None and weight.shape is not None
+        transposed = node.attributes.get_int("transB", 0) == 1
+        rows, columns = (int(d) for d in (weight.shape if transposed else reversed(list(weight.shape))))
+        codes, scales = self._pack(graph, weight, rows, columns, transposed=transposed)
+        node.op_type, node.domain = "MatMulNBits", _DOMAIN
+        node.resize_inputs(3)
+        node.replace_input_with(1, codes)
+        node.replace_input_with(2, scales)
+        _set_attributes(
+            node, K=columns, N=rows, bits=self.bits, block_size=self.block, accuracy_level=ACCURACY_LEVEL
+        )
+
+    def _pack_lookup(self, graph: ir.Graph, node: ir.Node) -> None:
+        table = node.inputs[0]
+        assert table is not None and table.shape is not None
+        rows, columns = (int(d) for d in table.shape)
+        codes, scales = self._pack(graph, table, rows, columns, transposed=True)
+        flat = _same_bytes(graph, codes, (rows, codes.shape[1] * codes.shape[2]))  # type: ignore[index,operator]
+        lookup = ir.Node(_DOMAIN, "GatherBlockQuantized", [flat, node.inputs[1], scales], name=f"{node.name}_blocks")
+        _set_attributes(lookup, bits=self.bits, block_size=self.block, gather_axis=0, quantize_axis=1)
+        lookup.outputs[0].name = f"{node.outputs[0].name}_blocks"
+        lookup.outputs[0].type = node.outputs[0].type
+        graph.insert_before(node, lookup)
+        if codes.shape[1] * self.block == columns:  # type: ignore[index,operator]
+            node.outputs[0].replace_all_uses_with(lookup.outputs[0])
+            graph.remove(node, safe=True)
+        else:
+            _cut_padding(graph, node, lookup.outputs[0], columns)
+
+    def _pack(
+        self, graph: ir.Graph, weight: ir.Value, rows: int, columns: int, *, transposed: bool
+    ) -> tuple[ir.Value, ir.Value]:
+        """Return initializers of the codes and scales of `weight`, made once for each matrix and computed when written."""
+        base = (weight.name or "").removesuffix("_t")
+        source, bits, block = weight.const_value, self.bits, self.block
+        assert source is not None
+
+        def matrix() -> npt.NDArray[np.float32]:
+            array = source.numpy()
+            return array if transposed else array.T
+
+        shape = packed_shape(rows, columns, bits, block)
+        codes = _lazy(graph, f"{base}.codes{bits}", ir.DataType.UINT8, shape, lambda: pack_codes(matrix(), bits, block))
+        scales = _lazy(
+            graph, f"{base}.scales{bits}", ir.DataType.FLOAT, shape[:2], lambda: block_scales(matrix(), bits, block)
+        )
+        return codes, scales
+
+
+def constant_matrix(node: ir.Node) -> ir.Value | None:
+    """Return the matrix when `node` multiplies by a constant one, [K, N] or with transB [N, K]; else None."""
+    right = node.inputs[1] if node.op_type in _PRODUCTS and len(node.inputs) == 2 else None
+    if right is None or not right.is_initializer() or right.shape is None or right.shape.rank() != 2:
+        return None
+    return right if not node.attributes.get_int("transA", 0) and node.attributes.get_float("alpha", 1.0) == 1 else None
+
+
+def set_accuracy_level(model: ir.Model, level: int) -> None:
+    """Set how exactly the packed products of `model` compute."""
+    for node in model.graph:
+        if node.op_type == "MatMulNBits":
+            _set_attributes(node, accuracy_level=level)
+
+
+def _is_token_lookup(node: ir.Node) -> bool:
+    if node.op_type != "Gather" or node.domain or node.attributes.get_int("axis", 0) != 0:
+        return False
+    table, ids = node.inputs[0], node.inputs[1]
+    return table is not None and table.is_initializer() and ids is not None and ids.name == "input_ids"
+
+
+def _lazy(
+    graph: ir.Graph,
+    name: str,
+    dtype: ir.DataType,
+    shape: tuple[int, ...],
+    compute: Callable[[], npt.NDArray[Any]],
+) -> ir.Value:
+    """Return the initializer `name` of `graph`, added where it is not there yet; `compute` runs when it is written."""
+    if name not in graph.initializers:
+        tensor = ir.LazyTensor(lambda: ir.tensor(compute()), dtype=dtype, shape=ir.Shape(shape), name=name)
+        graph.register_initializer(
+            ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)
+        )
+    return graph.initializers[name]
+
+
+def _same_bytes(graph: ir.Graph, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+    """Return an initializer of `shape` over the bytes of the initializer `value`."""
+    source = value.const_value
+    assert source is not None
+    name = f"{value.name}.rows"
+    alias = _lazy(graph, name, source.dtype, shape, lambda: source.numpy().reshape(shape))
+    if value.uses():  # the head's; an embedding of its own has no other shape to share bytes with
+        alias.metadata_props[SAME_BYTES] = value.name or ""
+    return alias
+
+
+def _cut_padding(graph: ir.Graph, node: ir.Node, padded: ir.Value, columns: int) -> None:
+    """Turn the lookup `node` into ``padded[..., :columns]``, so that its output keeps name and users."""
+    bounds = [
+        _lazy(graph, f"embedding_{name}", ir.DataType.INT64, (1,), lambda value=value: np.array([value]))  # type: ignore[misc]
+        for name, value in {"start": 0, "end": columns, "axis": 2}.items()
+    ]
+    node.op_type = "Slice"
+    node.attributes.clear()
+    node.resize_inputs(4)
+    for index, value in enumerate([padded, *bounds]):
+        node.replace_input_with(index, value)
+
+
+def _set_attributes(node: ir.Node, **values: int) -> None:
+    if node.op_type == "MatMulNBits":
+        node.attributes.pop("transB", None)
+    for name, value in values.items():
+        node.attributes[name] = ir.AttrInt64(name, value)
+
+
+def _drop_unused(graph: ir.Graph) -> None:
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]
