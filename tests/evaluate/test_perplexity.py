@@ -2,7 +2,6 @@
 
 import math
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,6 @@ from edgeslim.evaluate.perplexity import (
     perplexity,
     windows_at_once,
 )
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # for `families`
 
 VOCAB = 11
 TABLE = np.random.default_rng(0).normal(size=(VOCAB, VOCAB)) * 2  # logits of the next token after each token

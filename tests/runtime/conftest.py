@@ -1,13 +1,10 @@
 """A tiny exported Llama and Mamba-2, made once for all tests of the runtime."""
 
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # for `families`
 
 
 @dataclass(frozen=True)
