@@ -12,7 +12,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from edgeslim.errors import RecipeError
-from edgeslim.prune.admm import admm_mask
+from edgeslim.prune.admm import admm
 from edgeslim.prune.patterns import NM, Pattern, keep_mask
 from edgeslim.prune.scores import joint_mask, obs_scores
 from edgeslim.prune.sparsegpt import sweep
@@ -38,7 +38,7 @@ def _by_sweep(target: Tensor, system: Factored, pattern: Pattern) -> Choice:
 
 
 def _by_admm(target: Tensor, system: Factored, pattern: Pattern) -> Choice:
-    return admm_mask(target, system.h, pattern), None
+    return admm(target, system.h, pattern)
 
 
 MASK_RULES: dict[str, MaskRule] = {

@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,13 +106,21 @@ def smallest(scores: Tensor, count: int) -> Tensor:
     """Mark exactly `count` smallest of each row, ties from the left.  scores: [rows, n] -> bool [rows, n]."""
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    cut = scores.kthvalue(count, dim=1, keepdim=True).values
+    cut = _kth_smallest(scores, count)
     marked = scores <= cut
     if bool((marked.sum(1) != count).any()):
         tied = scores == cut
         below = scores < cut
         marked = below | (tied & (tied.cumsum(1) <= count - below.sum(1, keepdim=True)))
     return marked
+
+
+def _kth_smallest(scores: Tensor, k: int) -> Tensor:
+    """The k-th smallest of each row, from 1: [rows, 1]. On a CPU by numpy, several times faster than torch's."""
+    if scores.device.type != "cpu":
+        return scores.kthvalue(k, dim=1, keepdim=True).values
+    cut = np.partition(scores.detach().numpy(), k - 1, axis=1)[:, k - 1 : k]
+    return torch.from_numpy(cut.copy())
 
 
 def _keep_of_groups(scores: Tensor, pattern: NM) -> Tensor:

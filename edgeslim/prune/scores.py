@@ -49,7 +49,9 @@ def joint_mask(w: Tensor, inverse: Tensor, pattern: NM) -> Tensor:
         raise RecipeError(f"mask rule m tries at most {MOST_PATTERNS} patterns a group, got {patterns} for {pattern}")
     inputs = w.shape[1]
     whole = inputs - inputs % pattern.m
-    parts = [_best_in_groups(w[:, :whole], inverse[:whole, :whole], pattern.m, pattern.n)]
+    parts = []
+    if whole:
+        parts.append(_best_in_groups(w[:, :whole], inverse[:whole, :whole], pattern.m, pattern.n))
     if tail := inputs - whole:
         parts.append(_best_in_groups(w[:, whole:], inverse[whole:, whole:], tail, pattern.kept_of(tail)))
     return torch.cat(parts, 1)

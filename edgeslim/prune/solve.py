@@ -24,7 +24,7 @@ from edgeslim.errors import PruneError
 from edgeslim.prune.statistics import Factored
 
 MEMORY = 256 << 20  # bytes that the gathered blocks of one chunk of rows may take
-LOOKBACK = 4  # steps over which conjugate gradients look at their progress
+LOOKBACK = 4  # steps that one measure of conjugate gradients' progress spans
 
 
 def objective(w: Tensor, target: Tensor, h: Tensor) -> Tensor:
@@ -122,34 +122,42 @@ def _positive_solve(blocks: Tensor, goal: Tensor) -> Tensor:
 
 
 def solve_cg(
-    target: Tensor, h: Tensor, keep: Tensor, start: Tensor | None = None, tolerance: float = 1e-4, steps: int = 500
+    target: Tensor, h: Tensor, keep: Tensor, start: Tensor | None = None, tolerance: float = 5e-4, steps: int = 1000
 ) -> Tensor:
     """The optimum by projected conjugate gradients with H's diagonal as preconditioner, all rows at once, no gathers.
 
-    target, keep, start: [out, in]. Starts from `start` on the mask (or from the target). Stops when four steps together
-    have lowered the objective by at most `tolerance` of it, so about that is what remains to be gained.
+    target, keep, start: [out, in]. Starts from `start` on the mask (or from the target). Stops when what remains to be
+    gained, foreseen from the last eight steps, is at most `tolerance` of the objective that then remains.
     """
+    tiny = torch.finfo(target.dtype).tiny
     w = (target if start is None else start) * keep
-    delta = target - w
-    residual = delta @ h
-    left = 0.5 * float((residual * delta).sum())
+    residual = torch.sub(target, w) @ h
+    left = 0.5 * float((residual * (target - w)).sum())
     residual *= keep
-    del delta
     diagonal = h.diagonal()
     scaled = residual / diagonal
     direction = scaled.clone()
-    gamma = (residual * scaled).sum(1, keepdim=True)
+    gamma = torch.linalg.vecdot(residual, scaled)[:, None]
     gains: list[float] = []
     for _ in range(steps):
         image = (direction @ h).mul_(keep)
-        alpha = gamma / (direction * image).sum(1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
+        alpha = gamma / torch.linalg.vecdot(direction, image)[:, None].clamp(min=tiny)
         w.addcmul_(alpha, direction)
         residual.addcmul_(alpha, image, value=-1)
         gains.append(0.5 * float((alpha * gamma).sum()))
-        left -= gains[-1]
-        if math.fsum(gains[-LOOKBACK:]) <= tolerance * left and len(gains) >= LOOKBACK:
+        if _remaining(gains) <= tolerance * (left - math.fsum(gains)):
             break
         torch.div(residual, diagonal, out=scaled)
-        previous, gamma = gamma, (residual * scaled).sum(1, keepdim=True)
-        direction.mul_(gamma / previous.clamp(min=torch.finfo(w.dtype).tiny)).add_(scaled)
+        previous, gamma = gamma, torch.linalg.vecdot(residual, scaled)[:, None]
+        direction.mul_(gamma / previous.clamp(min=tiny)).add_(scaled)
     return w
+
+
+def _remaining(gains: list[float]) -> float:
+    """What the steps to come will gain, if gains fall on as over the last two times four steps, but not faster than halve."""
+    if gains[-1] == 0:
+        return 0.0
+    if len(gains) < 2 * LOOKBACK:
+        return math.inf
+    last, before = math.fsum(gains[-LOOKBACK:]), math.fsum(gains[-2 * LOOKBACK : -LOOKBACK])
+    return last * max(last / (before - last), 1.0) if last < before else math.inf

@@ -30,7 +30,7 @@ def sweep(
     w: [out, in]; u: [in, in]. The mask is chosen on the way by `pattern` or, where `keep` is given, taken from it.
     Unstructured masks are chosen per block of columns, over all rows (scope "layer") or in each row (scope "row").
     """
-    columns = w.T.contiguous()  # [in, out]: the sweep walks rows of this one
+    columns = w.T.clone(memory_format=torch.contiguous_format)  # [in, out]: the sweep freezes row after row
     kept = torch.ones_like(columns, dtype=torch.bool) if keep is None else keep.T.contiguous()
     inputs = columns.shape[0]
     if isinstance(pattern, NM):

@@ -1,0 +1,140 @@
+"""Time, excess error and peak memory of pruning one layer, each beside SparseGPT's in the same run.
+
+    python tests/bench/bench_prune.py [--shapes 2048x2048 4864x896 896x4864] [--sparsity 0.5] [--repeats 3] [--no-memory]
+
+One JSON line a case: `ratio` is the median time over SparseGPT's median, both timed in turns in one process; `error` is
+the relative output error; `excess` (solver only) how far the objective lies above that of a solve a million times finer;
+`peak_bytes` what a fresh process needs on top of its inputs. Nothing is asserted here. Times are wall
+clock: other load on the machine widens them.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgeslim.prune.methods import PruneConfig, prune_matrix
+from edgeslim.prune.patterns import Unstructured
+from edgeslim.prune.solve import objective, solve_cg
+from edgeslim.prune.sparsegpt import sweep
+from edgeslim.prune.statistics import InputStatistics, factor
+
+SHAPES = ["2048x2048", "4864x896", "896x4864"]
+CASES = ["sparsegpt", "solve_cg", "fast", "best"]
+
+
+def layer(shape: str, tokens_per_input: int = 4) -> tuple[Tensor, InputStatistics]:
+    """A weight [out, in] and inputs as in trained models: a spectrum that falls as 1/k, uneven scales of the inputs."""
+    rows, inputs = (int(part) for part in shape.split("x"))
+    g = torch.Generator().manual_seed(0)
+    mix = torch.randn(inputs, inputs, generator=g) / inputs**0.5
+    spectrum = torch.arange(1, inputs + 1) ** -0.5
+    scales = torch.exp(0.5 * torch.randn(inputs, generator=g))
+    stats = InputStatistics(inputs)
+    for _ in range(tokens_per_input):
+        stats.add(torch.randn(inputs, inputs, generator=g) * spectrum @ mix * scales)
+    return torch.randn(rows, inputs, generator=g) / inputs**0.5, stats
+
+
+def config_of(case: str, sparsity: float) -> PruneConfig:
+    pattern = Unstructured(sparsity=sparsity)
+    if case == "sparsegpt":
+        return PruneConfig(method="sparsegpt", pattern=pattern)
+    return PruneConfig(effort="fast" if case == "fast" else "best", pattern=pattern)
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def bench(shape: str, sparsity: float, cases: list[str], repeats: int) -> list[dict[str, Any]]:
+    """Every case of one layer, in turns."""
+    w, stats = layer(shape)
+    system = factor(stats.h)
+    swept, keep = sweep(w, system.u, Unstructured(sparsity=sparsity))
+    seconds: dict[str, list[float]] = {case: [] for case in cases}
+    errors: dict[str, dict[str, float]] = {}
+    for _ in range(repeats):
+        for case in cases:
+            if case == "solve_cg":
+                spent, solved = timed(lambda: solve_cg(w, system.h, keep, swept))
+                errors[case] = {"excess": excess(solved, w, system.h, keep)} if case not in errors else errors[case]
+            else:
+                config = config_of(case, sparsity)
+                spent, pruned = timed(lambda config=config: prune_matrix(w, stats, config))  # type: ignore[misc]
+                errors[case] = {"error": pruned.relative_error}
+            seconds[case].append(spent)
+    reference = statistics.median(seconds["sparsegpt"])
+    return [
+        {
+            "shape": shape,
+            "case": case,
+            "sparsity": sparsity,
+            "seconds": round(statistics.median(seconds[case]), 4),
+            "ratio": round(statistics.median(seconds[case]) / reference, 2),
+            "ratio_best": round(min(seconds[case]) / min(seconds["sparsegpt"]), 2),
+            **errors[case],
+        }
+        for case in cases
+    ]
+
+
+def excess(solved: Tensor, target: Tensor, h: Tensor, keep: Tensor) -> float:
+    """How far the objective lies above that of a solve in float64 to a tolerance of 1e-9."""
+    best = solve_cg(target.double(), h.double(), keep, solved.double(), tolerance=1e-9)
+    reached, least = (float(objective(w.double(), target.double(), h.double()).sum()) for w in (solved, best))
+    return reached / least - 1
+
+
+def peak_bytes(shape: str, case: str, sparsity: float) -> int:
+    """Peak resident bytes of one case in a fresh process, above what it holds before."""
+    command = [sys.executable, __file__, "--shapes", shape, "--sparsity", str(sparsity), "--peak-of", case]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def own_peak(shape: str, case: str, sparsity: float) -> int:
+    w, stats = layer(shape)
+    torch.randn(512, 512) @ torch.randn(512, 512)  # the library's own buffers
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if case == "solve_cg":
+        solve_cg(w, stats.h + 0.01 * stats.h.diagonal().mean() * torch.eye(w.shape[1]), w > 0)
+    else:
+        prune_matrix(w, stats, config_of(case, sparsity))
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="OUTxIN")
+    parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
+    parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of torch; all cores by default")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--peak-of", choices=CASES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.peak_of:
+        print(own_peak(args.shapes[0], args.peak_of, args.sparsity))
+        return
+    cases = ["sparsegpt", *(case for case in args.cases if case != "sparsegpt")]
+    for shape in args.shapes:
+        for line in bench(shape, args.sparsity, cases, args.repeats):
+            if not args.no_memory:
+                line["peak_bytes"] = peak_bytes(shape, line["case"], args.sparsity)
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeslim.errors import RecipeError
+from edgeslim.prune.patterns import NM, Pattern, Unstructured, keep_mask, parse_pattern, pruned_count
+from tests.prune.layers import patterns
+
+
+@settings(deadline=None)
+@given(pattern=patterns(), rows=st.integers(1, 6), inputs=st.integers(1, 30), seed=st.integers(0, 999))
+def test_mask_keeps_exact_counts_even_where_scores_tie(pattern: Pattern, rows: int, inputs: int, seed: int) -> None:
+    scores = torch.randint(0, 4, (rows, inputs), generator=torch.Generator().manual_seed(seed)).float()
+    keep = keep_mask(scores, pattern)
+    if isinstance(pattern, NM):
+        for group in keep.split(pattern.m, dim=1):
+            assert (group.sum(1) == pattern.kept_of(group.shape[1])).all()
+    elif pattern.scope == "row":
+        assert ((~keep).sum(1) == pruned_count(inputs, pattern.sparsity)).all()
+    else:
+        assert int((~keep).sum()) == pruned_count(rows * inputs, pattern.sparsity)
+
+
+@settings(deadline=None)
+@given(pattern=patterns(), seed=st.integers(0, 999))
+def test_no_pruned_score_beats_a_kept_one_it_competes_with(pattern: Pattern, seed: int) -> None:
+    scores = torch.rand(5, 13, generator=torch.Generator().manual_seed(seed))
+    keep = keep_mask(scores, pattern)
+    if isinstance(pattern, NM):
+        pairs = list(zip(scores.split(pattern.m, 1), keep.split(pattern.m, 1), strict=True))
+    else:
+        pairs = [(scores, keep)] if pattern.scope == "row" else [(scores.reshape(1, -1), keep.reshape(1, -1))]
+    for part, kept in pairs:
+        lowest_kept = part.masked_fill(~kept, torch.inf).amin(1)
+        assert (part.masked_fill(kept, -torch.inf).amax(1) <= lowest_kept).all()
+
+
+def test_ties_are_pruned_from_the_left() -> None:
+    ones = torch.ones(2, 8)
+    assert keep_mask(ones, NM(n=2, m=4))[0].tolist() == [False, False, True, True] * 2
+    assert keep_mask(ones, Unstructured(sparsity=0.5))[1].tolist() == [False] * 4 + [True] * 4
+
+
+def test_sparsity_is_not_lost_to_binary_fractions() -> None:
+    assert pruned_count(100, 0.29) == 29  # 100 * 0.29 is 28.999999999999996
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("2:4", NM(n=2, m=4)),
+        (" 1 : 3 ", NM(n=1, m=3)),
+        ("0.5", Unstructured(sparsity=0.5)),
+        ("60%", Unstructured(sparsity=0.6)),
+    ],
+)
+def test_patterns_are_read(text: str, pattern: Pattern) -> None:
+    assert parse_pattern(text) == pattern
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("4:2", "pattern n:m must have 0 < n < m, got 4:2"),
+        ("0:4", "pattern n:m must have 0 < n < m, got 0:4"),
+        ("1.5", r"sparsity must be in \[0, 1\), got 1.5"),
+        ("2-4", "pattern must be n:m .* got '2-4'"),
+    ],
+)
+def test_patterns_that_cannot_be_meant_are_refused_by_rule_and_value(text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_pattern(text)
+
+
+def test_density_and_sparsity_add_to_one() -> None:
+    assert NM(n=1, m=4).density == 0.25 and NM(n=1, m=4).sparsity == 0.75
+    assert Unstructured(sparsity=0.3).density == 0.7
