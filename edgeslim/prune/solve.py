@@ -130,31 +130,30 @@ def solve_cg(
     gained, foreseen from the last eight steps, is at most `tolerance` of the objective that then remains.
     """
     tiny = torch.finfo(target.dtype).tiny
-    w = (target if start is None else start) * keep
-    residual = torch.sub(target, w) @ h
-    left = 0.5 * float((residual * (target - w)).sum())
-    residual *= keep
-    diagonal = h.diagonal()
-    scaled = residual / diagonal
-    direction = scaled.clone()
-    gamma = torch.linalg.vecdot(residual, scaled)[:, None]
+    scale = h.diagonal().sqrt()
+    unit, support = h / scale / scale[:, None], keep.to(target.dtype)  # Jacobi's preconditioner is now the identity
+    w = (target if start is None else start) * scale * support
+    residual = torch.sub(target * scale, w)
+    image = residual @ unit
+    left = 0.5 * float(torch.linalg.vecdot(residual, image).sum())
+    residual = image * support
+    direction, gamma = residual.clone(), residual.square().sum(1, keepdim=True)
     gains: list[float] = []
     for _ in range(steps):
-        image = (direction @ h).mul_(keep)
+        torch.mm(direction, unit, out=image).mul_(support)
         alpha = gamma / torch.linalg.vecdot(direction, image)[:, None].clamp(min=tiny)
         w.addcmul_(alpha, direction)
         residual.addcmul_(alpha, image, value=-1)
         gains.append(0.5 * float((alpha * gamma).sum()))
         if _remaining(gains) <= tolerance * (left - math.fsum(gains)):
             break
-        torch.div(residual, diagonal, out=scaled)
-        previous, gamma = gamma, torch.linalg.vecdot(residual, scaled)[:, None]
-        direction.mul_(gamma / previous.clamp(min=tiny)).add_(scaled)
-    return w
+        previous, gamma = gamma, torch.linalg.vecdot(residual, residual)[:, None]
+        torch.addcmul(residual, gamma / previous.clamp(min=tiny), direction, out=direction)
+    return w.div_(scale)
 
 
 def _remaining(gains: list[float]) -> float:
-    """What the steps to come will gain, if gains fall on as over the last two times four steps, but not faster than halve."""
+    """What is yet to gain if gains fall on as over the last two times four steps, but no faster than halving."""
     if gains[-1] == 0:
         return 0.0
     if len(gains) < 2 * LOOKBACK:

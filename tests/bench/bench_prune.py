@@ -1,11 +1,11 @@
 """Time, excess error and peak memory of pruning one layer, each beside SparseGPT's in the same run.
 
-    python tests/bench/bench_prune.py [--shapes 2048x2048 4864x896 896x4864] [--sparsity 0.5] [--repeats 3] [--no-memory]
+    python tests/bench/bench_prune.py [--shapes 2048x2048 4864x896 896x4864] [--sparsity 0.5] [--no-memory]
 
-One JSON line a case: `ratio` is the median time over SparseGPT's median, both timed in turns in one process; `error` is
-the relative output error; `excess` (solver only) how far the objective lies above that of a solve a million times finer;
-`peak_bytes` what a fresh process needs on top of its inputs. Nothing is asserted here. Times are wall
-clock: other load on the machine widens them.
+One JSON line a case: `ratio` is the median time over SparseGPT's median, both timed in turns in one process; `error`
+the relative output error; `excess` (solver only) how far the objective lies above that of a far finer solve;
+`peak_bytes` what a fresh process needs on top of its inputs. Nothing is asserted here. Times are wall clock: other
+load on the machine widens them.
 """
 
 import argparse
@@ -32,10 +32,10 @@ CASES = ["sparsegpt", "solve_cg", "fast", "best"]
 
 
 def layer(shape: str, tokens_per_input: int = 4) -> tuple[Tensor, InputStatistics]:
-    """A weight [out, in] and inputs as in trained models: a spectrum that falls as 1/k, uneven scales of the inputs."""
+    """A weight [out, in] and inputs as in trained models: variances that fall as 1/k, uneven scales of the inputs."""
     rows, inputs = (int(part) for part in shape.split("x"))
     g = torch.Generator().manual_seed(0)
-    mix = torch.randn(inputs, inputs, generator=g) / inputs**0.5
+    mix = torch.linalg.qr(torch.randn(inputs, inputs, generator=g))[0]
     spectrum = torch.arange(1, inputs + 1) ** -0.5
     scales = torch.exp(0.5 * torch.randn(inputs, generator=g))
     stats = InputStatistics(inputs)
