@@ -29,6 +29,8 @@ from edgeslim.runtime.manifest import DATA, GENAI_CONFIG, GRAPH, SCORING, Manife
 Weights = Literal["fp32", "int8", "int4"]
 Progress = Callable[[str], None]
 BITS = {"int8": 8, "int4": 4}
+STAGES = ("graph", "weights", "parity")
+"""What `progress` is called with, in this order."""
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -61,7 +63,7 @@ def export_checkpoint(
 
     `weights` is the form linear weights are stored in. `recipe` is the effective recipe of the stages before; what the
     checkpoint's config.json says under ``edgeslim`` is added to it. `source` names the checkpoint in the manifest
-    (default: its folder). `progress` is called with the name of each stage.
+    (default: its folder). `progress` is called with each of `STAGES` as it begins.
 
     Raises: ExportError for a model that cannot be exported; ParityError when the finished bundle disagrees with
     transformers; OutputError when `bundle_dir` is not an empty folder.
@@ -98,7 +100,9 @@ def export_checkpoint(
 
 def _check_arguments(bundle_dir: Path, weights: str) -> None:
     if weights not in get_args(Weights):
-        raise ExportError(f"weights must be fp32, int8 or int4, got {weights!r}{did_you_mean(weights, get_args(Weights))}")
+        raise ExportError(
+            f"weights must be fp32, int8 or int4, got {weights!r}{did_you_mean(weights, get_args(Weights))}"
+        )
     if not bundle_dir.is_dir() or any(bundle_dir.iterdir()):
         raise OutputError(f"{bundle_dir}: expected an existing empty folder to write the bundle into")
 
@@ -108,7 +112,7 @@ def _packing_passes(weights: Weights) -> list[ir.passes.InPlacePass]:
 
 
 def _write_graphs(model: ir.Model, bundle_dir: Path) -> None:
-    """Write data file, scoring graph (all positions) and generation graph (last position); `model` becomes the latter."""
+    """Write data file, scoring graph (all positions) and generation graph (last position), which `model` becomes."""
     _write_data(model, bundle_dir)
     ir.save(model, bundle_dir / SCORING)
     run_passes(model, [LastLogits()])
@@ -118,7 +122,11 @@ def _write_graphs(model: ir.Model, bundle_dir: Path) -> None:
 def _write_data(model: ir.Model, bundle_dir: Path) -> None:
     """Write the initializers of `model` into the data file, those that share bytes once, and let it refer to them."""
     values = model.graph.initializers
-    shared = {value: values[value.metadata_props[SAME_BYTES]] for value in values.values() if SAME_BYTES in value.metadata_props}
+    shared = {
+        value: values[value.metadata_props[SAME_BYTES]]
+        for value in values.values()
+        if SAME_BYTES in value.metadata_props
+    }
     for value in shared:
         value.const_value = None  # keeps it from being written
     ir.external_data.unload_from_model(

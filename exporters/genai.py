@@ -95,7 +95,9 @@ def _decoder(graph: ir.Graph, config: Mapping[str, Any], states: set[str], *, pr
 def _sizes(graph: ir.Graph, config: Mapping[str, Any]) -> dict[str, int]:
     layers = {match.group(1) for value in graph.inputs if (match := re.search(r"\.(\d+)\.", value.name or ""))}
     key = next((v for v in graph.inputs if (v.name or "").endswith((".key", ".recurrent_state"))), None)
-    shape = [d if isinstance(d, int) else 1 for d in key.shape] if key is not None and key.shape is not None else [1] * 4
+    shape = (
+        [d if isinstance(d, int) else 1 for d in key.shape] if key is not None and key.shape is not None else [1] * 4
+    )
     return {
         "hidden_size": int(config.get("hidden_size") or config["n_embd"]),
         "num_hidden_layers": len(layers),

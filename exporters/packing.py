@@ -1,8 +1,9 @@
 """Weights as blocks of small integers: the numpy side of the stock operators' layout.
 
-Each row of a matrix is cut into blocks of `block` inputs (the last one padded with zeros); a block is stored as integers
-q of `bits` bits and one float32 scale s, standing for q·s. Two's complement leaves one more step on the negative side, so
-the scale takes its sign from the entry of largest magnitude: that entry becomes -2^(bits-1), zero stays exactly zero.
+Each row of a matrix is cut into blocks of `block` inputs (the last one padded with zeros); a block is stored as
+integers q of `bits` bits and one float32 scale s, standing for q·s. Two's complement leaves one more step on the
+negative side, so the scale takes its sign from the entry of largest magnitude: that entry becomes -2^(bits-1), zero
+stays exactly zero.
 
 Stored as com.microsoft::MatMulNBits and GatherBlockQuantized read them (zero point 2^(bits-1), not stored):
 codes uint8 [N, blocks, block·bits/8] with the lower nibble first, scales float32 [N, blocks].
@@ -82,5 +83,8 @@ def _codes(blocks: F32, bits: int) -> tuple[F32, F32]:
 
 
 def _pack(codes: F32, bits: int) -> U8:
-    unsigned = (codes + (1 << (bits - 1))).astype(np.uint8)
-    return unsigned if bits == 8 else unsigned[..., 0::2] | (unsigned[..., 1::2] << 4)
+    unsigned: U8 = (codes + (1 << (bits - 1))).astype(np.uint8)
+    if bits == 8:
+        return unsigned
+    low, high = unsigned[..., 0::2], unsigned[..., 1::2]
+    return (low | (high << 4)).astype(np.uint8)

@@ -1,12 +1,12 @@
 """Does the bundle compute what transformers computes? Asked of every export, answered in the manifest.
 
-The reference is transformers' own forward pass in float32 over a random prompt. The bundle gets the same tokens in three
-ways: whole, in two pieces, one by one; every state it carries is thereby exercised. Compared are the logits of the last
-position (the generation graph) and of all positions (the scoring graph).
+The reference is transformers' own forward pass in float32 over a random prompt. The bundle gets the same tokens in
+three ways: whole, in two pieces, one by one; every state it carries is thereby exercised. Compared are the logits of
+the last position (the generation graph) and of all positions (the scoring graph).
 
-Packed weights are compared with transformers running on the same rounded weights, twice: with the graph's kernels set to
-float32 activations, where only the order of sums may differ, and as shipped, with activations rounded to 8 bits. How far
-the packed model is from the original one is measured beside it, and not judged.
+Packed weights are compared with transformers running on the same rounded weights, twice: with the graph's kernels set
+to float32 activations, where only the order of sums may differ, and as shipped, with activations rounded to 8 bits. How
+far the packed model is from the original one is measured beside it, and not judged.
 
 Letters: B batch, T tokens, V vocabulary.
 """
@@ -104,7 +104,7 @@ def round_weights_(model: nn.Module, bits: int, block: int = BLOCK) -> None:
     for module in model.modules():
         if not (module is embedding or isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"):
             continue
-        weight: torch.Tensor = module.weight.data  # type: ignore[union-attr,assignment]
+        weight: torch.Tensor = module.weight.data  # type: ignore[assignment]
         if weight.data_ptr() not in done:
             done.add(weight.data_ptr())
             rows = weight.T if type(module).__name__ == "Conv1D" else weight  # GPT-2's Conv1D is [inputs, outputs]
@@ -156,7 +156,7 @@ def _last_error(session: OrtSession, tokens: Tokens, expected: Logits, pieces: S
 
 
 def divergence(original: Logits, packed: Logits) -> dict[str, float]:
-    """Return how far `packed` logits [T, V] are from `original`: mean KL divergence in nats, agreement of the argmax."""
+    """Return how far `packed` logits [T, V] are from `original`: mean KL divergence (nats), agreement of the argmax."""
     log_p, log_q = _log_softmax(original), _log_softmax(packed)
     kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()
     same = (original.argmax(axis=-1) == packed.argmax(axis=-1)).mean()

@@ -94,9 +94,13 @@ class Manifest:
         except (KeyError, TypeError, ValueError) as fault:
             raise BundleError(f"{path}: damaged: {type(fault).__name__}: {fault}") from None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest as plain objects for json.dumps."""
+        return asdict(self)
+
     def write(self, bundle: Path) -> None:
         """Write `edgeslim.json` into the folder `bundle`."""
-        text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False)
         (bundle / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
     def verify(self, bundle: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 CORPUS = (
     "Once upon a time there was a small model that lived on a device with two cores.",
@@ -26,59 +27,63 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 VOCAB = 331
-_ATTENTION: Mapping[str, Any] = MappingProxyType({
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 256,
-})
-
-FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType({
-    "llama": {**_ATTENTION, "tie_word_embeddings": True},
-    "mistral": {**_ATTENTION, "sliding_window": 8},
-    "qwen2": {
-        **_ATTENTION,
-        "tie_word_embeddings": True,
-        "use_sliding_window": True,
-        "sliding_window": 8,
-        "max_window_layers": 1,
-    },
-    "qwen3": {**_ATTENTION, "head_dim": 32},
-    "gemma2": {**_ATTENTION, "sliding_window": 8, "query_pre_attn_scalar": 16},
-    "phi3": {**_ATTENTION, "sliding_window": 8, "pad_token_id": 0},
-    "smollm3": {
-        **_ATTENTION,
-        "no_rope_layers": [1, 1, 0],
-        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
-        "use_sliding_window": True,
-        "sliding_window": 8,
-        "pad_token_id": 0,
-    },
-    "granite": {
-        **_ATTENTION,
-        "embedding_multiplier": 3.0,
-        "logits_scaling": 2.0,
-        "residual_multiplier": 0.5,
-        "attention_multiplier": 0.25,
-    },
-    "olmo2": {**_ATTENTION},
-    "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256},
-    "mamba2": {
+_ATTENTION: Mapping[str, Any] = MappingProxyType(
+    {
         "hidden_size": 64,
-        "num_heads": 8,
-        "head_dim": 16,
-        "state_size": 16,
-        "n_groups": 2,
+        "intermediate_size": 96,
         "num_hidden_layers": 3,
-        "expand": 2,
-        "conv_kernel": 4,
-        "chunk_size": 8,
-        "tie_word_embeddings": False,
-    },
-})
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 256,
+    }
+)
+
+FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "llama": {**_ATTENTION, "tie_word_embeddings": True},
+        "mistral": {**_ATTENTION, "sliding_window": 8},
+        "qwen2": {
+            **_ATTENTION,
+            "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 1,
+        },
+        "qwen3": {**_ATTENTION, "head_dim": 32},
+        "gemma2": {**_ATTENTION, "sliding_window": 8, "query_pre_attn_scalar": 16},
+        "phi3": {**_ATTENTION, "sliding_window": 8, "pad_token_id": 0},
+        "smollm3": {
+            **_ATTENTION,
+            "no_rope_layers": [1, 1, 0],
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "pad_token_id": 0,
+        },
+        "granite": {
+            **_ATTENTION,
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 2.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.25,
+        },
+        "olmo2": {**_ATTENTION},
+        "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256},
+        "mamba2": {
+            "hidden_size": 64,
+            "num_heads": 8,
+            "head_dim": 16,
+            "state_size": 16,
+            "n_groups": 2,
+            "num_hidden_layers": 3,
+            "expand": 2,
+            "conv_kernel": 4,
+            "chunk_size": 8,
+            "tie_word_embeddings": False,
+        },
+    }
+)
 
 
 def tiny_config(family: str, **changes: Any) -> Any:
@@ -134,6 +139,7 @@ def save_tiny(
 ) -> Path:
     """Write a tiny `family` checkpoint into `folder` (made if missing) and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
+    logging.disable_progress_bar()
     tiny_model(family, seed=seed, **changes).to(dtype).save_pretrained(folder, max_shard_size=shard_size)
     if tokenizer:
         tiny_tokenizer().save_pretrained(folder)

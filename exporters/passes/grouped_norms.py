@@ -34,8 +34,10 @@ def _is_gated_norm(node: ir.Node) -> bool:
 def _split(graph: ir.Graph, node: ir.Node, groups: int) -> None:
     source, weight = node.inputs[:2]
     assert source is not None and weight is not None and weight.shape is not None and node.name is not None
-    width = int(weight.shape[0]) // groups
-    apart = _node("Reshape", [source, _constant(graph, f"grouped_{groups}x{width}", [0, 0, groups, width])], node, "apart")
+    width = weight.shape.numpy()[0] // groups
+    apart = _node(
+        "Reshape", [source, _constant(graph, f"grouped_{groups}x{width}", [0, 0, groups, width])], node, "apart"
+    )
     ones = _constant(graph, f"ones_{width}", np.ones(width, np.float32))
     attributes = {name: attribute for name, attribute in node.attributes.items() if name != "axis"}
     norm = _node("RMSNormalization", [apart.outputs[0], ones], node, "grouped", list(attributes.values()))
@@ -62,7 +64,6 @@ def _constant(graph: ir.Graph, name: str, content: list[int] | np.ndarray) -> ir
     if name not in graph.initializers:
         array = np.asarray(content) if isinstance(content, np.ndarray) else np.asarray(content, np.int64)
         tensor = ir.tensor(array, name=name)
-        graph.register_initializer(
-            ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        )
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        graph.register_initializer(value)
     return graph.initializers[name]

@@ -70,8 +70,8 @@ def _cut_point(head: ir.Node) -> tuple[ir.Node, int]:
 
 
 def _last_index(graph: ir.Graph) -> ir.Value:
-    tensor = ir.tensor([-1], dtype=ir.DataType.INT64, name=_INDEX)
-    value = ir.Value(name=_INDEX, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=_INDEX, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
+    value.const_value = ir.tensor([-1], dtype=ir.DataType.INT64, name=_INDEX)
     graph.register_initializer(value)
     return value
 

@@ -55,28 +55,27 @@ class QuantizeLinears(ir.passes.InPlacePass):
         weight = constant_matrix(node)
         assert weight is not None and weight.shape is not None
         transposed = node.attributes.get_int("transB", 0) == 1
-        rows, columns = (int(d) for d in (weight.shape if transposed else reversed(list(weight.shape))))
+        rows, columns = weight.shape.numpy() if transposed else weight.shape.numpy()[::-1]
         codes, scales = self._pack(graph, weight, rows, columns, transposed=transposed)
         node.op_type, node.domain = "MatMulNBits", _DOMAIN
         node.resize_inputs(3)
         node.replace_input_with(1, codes)
         node.replace_input_with(2, scales)
-        _set_attributes(
-            node, K=columns, N=rows, bits=self.bits, block_size=self.block, accuracy_level=ACCURACY_LEVEL
-        )
+        _set_attributes(node, K=columns, N=rows, bits=self.bits, block_size=self.block, accuracy_level=ACCURACY_LEVEL)
 
     def _pack_lookup(self, graph: ir.Graph, node: ir.Node) -> None:
         table = node.inputs[0]
         assert table is not None and table.shape is not None
-        rows, columns = (int(d) for d in table.shape)
+        rows, columns = table.shape.numpy()
         codes, scales = self._pack(graph, table, rows, columns, transposed=True)
-        flat = _same_bytes(graph, codes, (rows, codes.shape[1] * codes.shape[2]))  # type: ignore[index,operator]
+        _, blocks, width = packed_shape(rows, columns, self.bits, self.block)
+        flat = _same_bytes(graph, codes, (rows, blocks * width))
         lookup = ir.Node(_DOMAIN, "GatherBlockQuantized", [flat, node.inputs[1], scales], name=f"{node.name}_blocks")
         _set_attributes(lookup, bits=self.bits, block_size=self.block, gather_axis=0, quantize_axis=1)
         lookup.outputs[0].name = f"{node.outputs[0].name}_blocks"
         lookup.outputs[0].type = node.outputs[0].type
         graph.insert_before(node, lookup)
-        if codes.shape[1] * self.block == columns:  # type: ignore[index,operator]
+        if blocks * self.block == columns:
             node.outputs[0].replace_all_uses_with(lookup.outputs[0])
             graph.remove(node, safe=True)
         else:
@@ -85,7 +84,7 @@ class QuantizeLinears(ir.passes.InPlacePass):
     def _pack(
         self, graph: ir.Graph, weight: ir.Value, rows: int, columns: int, *, transposed: bool
     ) -> tuple[ir.Value, ir.Value]:
-        """Return initializers of the codes and scales of `weight`, made once for each matrix and computed when written."""
+        """Return codes and scales of `weight` as initializers, made once for each matrix and computed when written."""
         base = (weight.name or "").removesuffix("_t")
         source, bits, block = weight.const_value, self.bits, self.block
         assert source is not None

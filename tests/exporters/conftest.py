@@ -1,0 +1,36 @@
+"""Checkpoints and bundles of every family, made once a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from families import save_tiny
+
+from edgeslim.exporters import export_checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from family to the folder of its tiny checkpoint."""
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def saved(family: str) -> Path:
+        folder = root / family
+        return folder if folder.is_dir() else save_tiny(folder, family)
+
+    return saved
+
+
+@pytest.fixture(scope="session")
+def bundle(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function from family and weights to the folder of its bundle. Tests must not change it."""
+    root = tmp_path_factory.mktemp("bundles")
+
+    def exported(family: str, weights: str = "fp32") -> Path:
+        folder = root / f"{family}-{weights}"
+        if not folder.is_dir():
+            folder.mkdir()
+            export_checkpoint(checkpoint(family), folder, weights=weights)  # type: ignore[arg-type]
+        return folder
+
+    return exported

@@ -1,0 +1,117 @@
+"""Every supported family computes what transformers computes, through each engine."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import families
+import numpy as np
+import pytest
+import torch
+from families import VOCAB, save_tiny, tiny_model
+
+from edgeslim.exporters import FAMILIES
+from edgeslim.exporters.parity import sample_tokens
+from edgeslim.runtime.generate import generate
+from edgeslim.runtime.manifest import Manifest
+from edgeslim.runtime.session import GenaiSession, OrtSession
+
+TOLERANCE = 1e-5  # float32 sums in another order; logits are between 1 and 5
+Bundle = Callable[..., Path]
+
+
+def test_the_test_families_are_those_supported() -> None:
+    assert set(families.FAMILIES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_agree_whole_split_and_stepwise(bundle: Bundle, family: str) -> None:
+    errors = Manifest.read(bundle(family)).parity["max_abs_error"]
+
+    assert set(errors) == {"whole", "split", "step", "all_positions"}
+    assert max(errors.values()) <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens_equal_transformers_generate(bundle: Bundle, family: str) -> None:
+    prompt = np.random.default_rng(1).integers(3, VOCAB, 17).tolist()
+    model = tiny_model(family)
+    with torch.inference_mode():
+        expected = model.generate(  # type: ignore[operator]
+            torch.tensor([prompt]), max_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0
+        )[0, len(prompt) :].tolist()
+
+    assert list(generate(GenaiSession(bundle(family)), prompt, 32)) == expected
+    assert list(generate(OrtSession(bundle(family)), prompt, 32)) == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba2"])
+def test_the_scoring_graph_gives_all_positions_in_any_pieces(bundle: Bundle, family: str) -> None:
+    folder = bundle(family)
+    tokens = sample_tokens(folder)
+    scoring = OrtSession(folder, graph="scoring.onnx")
+    whole = scoring.feed_all(tokens)
+    scoring.reset()
+    pieces = [scoring.feed_all(tokens[:, :9]), scoring.feed_all(tokens[:, 9:])]
+
+    assert whole.shape == (1, tokens.shape[1], VOCAB)
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mamba2"])
+def test_a_batch_gives_each_row_its_own_logits(bundle: Bundle, family: str) -> None:
+    folder = bundle(family)
+    tokens = np.concatenate([sample_tokens(folder, seed=seed) for seed in (0, 1)])
+    session = OrtSession(folder)
+    alone = []
+    for row in tokens:
+        session.reset()
+        alone.append(session.feed(row[None])[0])
+    session.reset(batch=2)
+
+    np.testing.assert_allclose(session.feed(tokens), np.stack(alone), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_checkpoints_are_exported_in_full_precision(tmp_path: Path, dtype: torch.dtype) -> None:
+    from edgeslim.exporters import export_checkpoint
+
+    checkpoint = save_tiny(tmp_path / "checkpoint", "llama", dtype=dtype, shard_size="100KB")
+    assert len(list(checkpoint.glob("*.safetensors"))) > 1  # sharded too
+    (tmp_path / "bundle").mkdir()
+    manifest = export_checkpoint(checkpoint, tmp_path / "bundle")
+
+    assert max(manifest.parity["max_abs_error"].values()) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"tie_word_embeddings": False, "attention_bias": True}),
+        (
+            "llama",
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "rope_theta": 5e5,
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+        ),
+        ("mistral", {"sliding_window": None}),
+        ("qwen2", {"use_sliding_window": False}),
+        ("gpt2", {"tie_word_embeddings": False}),
+        ("mamba2", {"n_groups": 1, "tie_word_embeddings": True}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "+".join(value),
+)
+def test_variants_within_a_family_agree(tmp_path: Path, family: str, changes: dict[str, object]) -> None:
+    from edgeslim.exporters import export_checkpoint
+
+    (tmp_path / "bundle").mkdir()
+    checkpoint = save_tiny(tmp_path / "checkpoint", family, tokenizer=False, **changes)
+    manifest = export_checkpoint(checkpoint, tmp_path / "bundle")
+
+    assert max(manifest.parity["max_abs_error"].values()) <= TOLERANCE
