@@ -18,19 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import torch
-from torch import nn
 
-from edgeslim.checkpoint import Checkpoint, quiet_transformers
 from edgeslim.errors import ParityError
-from edgeslim.exporters.packing import round_to_blocks
 from edgeslim.exporters.passes.quantize_linears import BLOCK, set_accuracy_level
+from edgeslim.exporters.reference import Logits, Tokens, reference_logits
 from edgeslim.runtime.config import read_config
 from edgeslim.runtime.manifest import GRAPH, SCORING
 from edgeslim.runtime.session import OrtSession
-
-Logits = npt.NDArray[np.float32]
-Tokens = npt.NDArray[np.int64]
 
 TOKENS = 24
 TOLERANCE = 1e-4
@@ -52,7 +46,8 @@ def check_parity(bundle: Path, checkpoint: Path, *, bits: int | None = None) -> 
     Raises: ParityError when one of them is beyond its tolerance.
     """
     tokens = sample_tokens(bundle)
-    original, expected = reference_logits(checkpoint, tokens, bits)
+    original = reference_logits(checkpoint, tokens)
+    expected = original if bits is None else reference_logits(checkpoint, tokens, bits=bits, block=BLOCK)
     scale = max(1.0, float(np.abs(expected).max()))
     figures: dict[str, Any] = {"tokens": tokens.shape[1], "logit_scale": scale, "tolerance": TOLERANCE}
     if bits is None:
@@ -84,37 +79,6 @@ def sample_tokens(bundle: Path, *, count: int = TOKENS, seed: int = 0) -> Tokens
     config = read_config(bundle)
     length = min(count, config.context_length or count)
     return np.random.default_rng(seed).integers(0, config.vocab_size or 2, (1, length), dtype=np.int64)
-
-
-def reference_logits(checkpoint: Path, tokens: Tokens, bits: int | None = None) -> tuple[Logits, Logits]:
-    """Return transformers' float32 logits [T, V] for `tokens` [1, T]: with the checkpoint's weights, and with linear
-    weights rounded to blocks of `bits` bits (the same ones where `bits` is None)."""
-    model = Checkpoint.open(checkpoint).load()
-    original = _forward(model, tokens)
-    if bits is None:
-        return original, original
-    round_weights_(model, bits)
-    return original, _forward(model, tokens)
-
-
-def round_weights_(model: nn.Module, bits: int, block: int = BLOCK) -> None:
-    """Round linears, head and token embedding of `model` to blocks of `bits` bits, in place."""
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
-    done: set[int] = set()
-    for module in model.modules():
-        if not (module is embedding or isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"):
-            continue
-        weight: torch.Tensor = module.weight.data  # type: ignore[assignment]
-        if weight.data_ptr() not in done:
-            done.add(weight.data_ptr())
-            rows = weight.T if type(module).__name__ == "Conv1D" else weight  # GPT-2's Conv1D is [inputs, outputs]
-            rows.copy_(torch.from_numpy(round_to_blocks(rows.numpy(), bits, block)))
-
-
-def _forward(model: nn.Module, tokens: Tokens) -> Logits:
-    with torch.inference_mode(), quiet_transformers():
-        logits: Logits = model(torch.from_numpy(tokens), use_cache=False).logits[0].float().numpy()
-    return logits
 
 
 def compare(bundle: Path, tokens: Tokens, expected: Logits, *, prefix: str = "") -> tuple[dict[str, float], Logits]:

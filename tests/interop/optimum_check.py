@@ -7,7 +7,8 @@ environment and starts itself once more under the interpreter of another one:
     build/optimum-venv/bin/pip install torch==2.13.0 "optimum-onnx[onnxruntime]" "transformers<4.58"
     .venv/bin/python tests/interop/optimum_check.py build/optimum-venv/bin/python [CHECKPOINT]
 
-CHECKPOINT is a Llama checkpoint (default: a tiny random one). Prints one line a kind of weights; exit 1 on a difference.
+CHECKPOINT is a Llama checkpoint (default: a tiny random one). Prints one line a kind of weights; exit code 1 on a
+difference.
 """
 
 import json
