@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -126,9 +127,10 @@ def export(
     with _reporting() as progress:
         manifest = api.export(model, output, force=force, progress=progress, weights=weights)
     if as_json:
-        return _print_json(manifest.to_json())
+        return _print_json(asdict(manifest))
     print(f"{output}: {manifest.weights} weights, {manifest.weight_bytes / 1e6:.1f} MB")
-    print("parity with transformers: " + ", ".join(f"{key} {_short(value)}" for key, value in manifest.parity.items()))
+    worst = max(manifest.parity["max_abs_error"].values())
+    print(f"logits differ from transformers' by at most {worst:.2g}, of at most {manifest.parity['logit_scale']:.3g}")
 
 
 @app.command()
@@ -213,7 +215,7 @@ def evaluate(
             **_given(text=text, seqlen=seqlen, rule=rule, device=device),
         )
     if as_json:
-        return _print_json({"perplexity": result.perplexity, "tokens": result.tokens, "windows": result.windows})
+        return _print_json(asdict(result))
     print(f"{model}: perplexity {result.perplexity:.3f} ({result.tokens:,} tokens in {result.windows} windows)")
 
 
@@ -271,7 +273,3 @@ def _given(**options: Any) -> dict[str, Any]:
 
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=1))
-
-
-def _short(value: Any) -> str:
-    return f"{value:.2g}" if isinstance(value, float) else str(value)

@@ -92,9 +92,7 @@ def test_run_streams_text_and_gives_the_same_as_json(bundle: str) -> None:
 
 
 def test_profile_prints_the_object_of_the_contract(bundle: str) -> None:
-    measured = _json(
-        "profile", bundle, "--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "2", "--threads", "1"
-    )
+    measured = _json("profile", bundle, "--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "2", "--threads", "1")
     assert measured["measured"] is True and measured["repeats"] == 2 and measured["prompt_tokens"] == 8
     assert float(str(measured["decode_tok_s_p50"])) > 0
 

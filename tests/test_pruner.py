@@ -39,9 +39,7 @@ def _prune(folder: Path, output: Path, **changes: Any) -> PruneReport:
 
 
 def _digest(folder: Path) -> dict[str, str]:
-    return {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("*.safetensors"))
-    }
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("*.safetensors"))}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -50,7 +48,9 @@ def test_every_family_prunes_its_linears_and_nothing_else(tmp_path: Path, family
     report = _prune(folder, tmp_path / "pruned", config=PruneConfig(method="mrp", effort="fast"))
     before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "pruned"))
     linears = {f"{linear.name}.weight": linear for linear in report.linears}
-    assert linears.keys() == {name for name in before if name.endswith("proj.weight") or name.split(".")[-2][:2] == "c_"}
+    assert linears.keys() == {
+        name for name in before if name.endswith("proj.weight") or name.split(".")[-2][:2] == "c_"
+    }
     for name, tensor in before.items():
         assert after[name].dtype == tensor.dtype
         if name in linears:

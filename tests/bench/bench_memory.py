@@ -46,7 +46,12 @@ def main() -> None:
         file_bytes = sum(file.stat().st_size for file in model.glob("*.safetensors"))
         prune = {"method": args.method, "effort": args.effort, "samples": args.samples, "seqlen": 256, "device": "cpu"}
         for verb in args.verbs:
-            options = {"verb": verb, "model": str(model), "output": str(work / verb), **(prune if verb == "prune" else {})}
+            options = {
+                "verb": verb,
+                "model": str(model),
+                "output": str(work / verb),
+                **(prune if verb == "prune" else {}),
+            }
             command = [sys.executable, __file__, "--child", json.dumps(options)]
             measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             share = (measured["peak_rss_bytes"] - measured["base_rss_bytes"]) / file_bytes

@@ -47,7 +47,9 @@ def main() -> int:
         results = [_trial(model, work / "out", rng.uniform(0, length), expected) for _ in range(args.kills)]
     killed = sum(was_killed for was_killed, _ in results)
     equal = sum(same for _, same in results)
-    print(f"{args.kills} runs of {length:.1f} s, {killed} killed before their end, {equal} bit-identical after resuming")
+    print(
+        f"{args.kills} runs of {length:.1f} s, {killed} killed before their end, {equal} bit-identical after resuming"
+    )
     return 0 if equal == args.kills else 1
 
 
