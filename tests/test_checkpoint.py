@@ -82,8 +82,9 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
 
 
 def test_blocks_that_share_weights_are_refused(tmp_path: Path) -> None:
-    from edgeslim.checkpoint import Skeleton
     from families import tiny_model
+
+    from edgeslim.checkpoint import Skeleton
 
     checkpoint = Checkpoint.open(save_tiny(tmp_path, "llama", tokenizer=False))
     model = tiny_model("llama")

@@ -18,7 +18,7 @@ from edgeslim.checkpoint import Checkpoint
 from edgeslim.errors import CheckpointError, OutputError, RecipeError
 from edgeslim.pruner import REPORT, PruneJob, PruneReport, prune_checkpoint
 from edgeslim.pruning.methods import PruneConfig, prune_matrix
-from edgeslim.pruning.patterns import NM, Unstructured
+from edgeslim.pruning.patterns import NM
 from edgeslim.pruning.statistics import InputStatistics
 
 TOKENS = torch.randint(300, (10, 24), generator=torch.Generator().manual_seed(0))

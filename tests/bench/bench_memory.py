@@ -13,8 +13,6 @@ from pathlib import Path
 
 import psutil
 
-import edgeslim
-
 ROOT = Path(__file__).parents[2]
 _SHAPE = {
     "hidden_size": 1280,

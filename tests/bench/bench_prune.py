@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgeslim.prune.methods import PruneConfig, prune_matrix
-from edgeslim.prune.patterns import Unstructured
-from edgeslim.prune.solve import objective, solve_cg
-from edgeslim.prune.sparsegpt import sweep
-from edgeslim.prune.statistics import InputStatistics, factor
+from edgeslim.pruning.methods import PruneConfig, prune_matrix
+from edgeslim.pruning.patterns import Unstructured
+from edgeslim.pruning.solve import objective, solve_cg
+from edgeslim.pruning.sparsegpt import sweep
+from edgeslim.pruning.statistics import InputStatistics, factor
 
 SHAPES = ["2048x2048", "4864x896", "896x4864"]
 CASES = ["sparsegpt", "solve_cg", "fast", "best"]

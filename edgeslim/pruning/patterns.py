@@ -37,6 +37,9 @@ class Unstructured:
         if self.scope not in ("row", "layer"):
             raise RecipeError(f"scope must be 'row' or 'layer', got {self.scope!r}")
 
+    def __str__(self) -> str:
+        return f"{self.sparsity:g}" if self.scope == "row" else f"{self.sparsity:g} of the layer"
+
     @property
     def density(self) -> float:
         """Share of weights kept."""
@@ -53,6 +56,9 @@ class NM:
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m:
             raise RecipeError(f"pattern n:m must have 0 < n < m, got {self.n}:{self.m}")
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
 
     @property
     def density(self) -> float:

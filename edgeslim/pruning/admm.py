@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgeslim.prune.patterns import Pattern, keep_mask
+from edgeslim.pruning.patterns import Pattern, keep_mask
 
 Pull = Callable[[Tensor], Tensor]
 

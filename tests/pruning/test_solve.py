@@ -4,14 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.prune.layers import layers, least_squares, patterns, random_layer, system_of
 from torch import Tensor
 
 from edgeslim.errors import PruneError
-from edgeslim.prune.patterns import Pattern, Unstructured, keep_mask
-from edgeslim.prune.solve import objective, solve_cg, solve_exact
-from edgeslim.prune.sparsegpt import sweep
-from edgeslim.prune.statistics import Factored, factor
-from tests.prune.layers import layers, least_squares, patterns, random_layer, system_of
+from edgeslim.pruning.patterns import Pattern, Unstructured, keep_mask
+from edgeslim.pruning.solve import objective, solve_cg, solve_exact
+from edgeslim.pruning.sparsegpt import sweep
+from edgeslim.pruning.statistics import Factored, factor
 
 EXACT = 1e-6  # relative excess of the Cholesky solver's objective
 EXCESS = 1e-3  # of conjugate gradients at their default tolerance of 5e-4, on layers like those of models

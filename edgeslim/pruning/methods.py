@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from edgeslim.errors import PruneError, RecipeError, did_you_mean
-from edgeslim.prune.mrp import MASK_RULES
-from edgeslim.prune.patterns import NM, Pattern, Unstructured, keep_mask
-from edgeslim.prune.scores import magnitude_scores, wanda_scores
-from edgeslim.prune.solve import MEMORY, solve_cg, solve_exact
-from edgeslim.prune.sparsegpt import reference_pattern, sweep
-from edgeslim.prune.statistics import Factored, InputStatistics, factor
+from edgeslim.pruning.mrp import MASK_RULES
+from edgeslim.pruning.patterns import NM, Pattern, Unstructured, keep_mask
+from edgeslim.pruning.scores import magnitude_scores, wanda_scores
+from edgeslim.pruning.solve import MEMORY, solve_cg, solve_exact
+from edgeslim.pruning.sparsegpt import reference_pattern, sweep
+from edgeslim.pruning.statistics import Factored, InputStatistics, factor
 
 Method = Literal["magnitude", "wanda", "sparsegpt", "mrp"]
 Rule = Literal["s", "m", "progressive", "admm"]

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from edgeslim.prune.patterns import NM, Pattern, Unstructured, keep_mask, pruned_count, smallest
+from edgeslim.pruning.patterns import NM, Pattern, Unstructured, keep_mask, pruned_count, smallest
 
 BLOCK = 128
 

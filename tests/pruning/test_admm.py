@@ -1,13 +1,13 @@
 import pytest
+from tests.prune.layers import all_masks, least_squares, random_layer, system_of
 from torch import Tensor
 
-from edgeslim.prune.admm import Schedule, admm
-from edgeslim.prune.patterns import NM, Pattern, Unstructured, keep_mask
-from edgeslim.prune.scores import obs_scores
-from edgeslim.prune.solve import objective, solve_exact
-from edgeslim.prune.sparsegpt import sweep
-from edgeslim.prune.statistics import Factored
-from tests.prune.layers import all_masks, least_squares, random_layer, system_of
+from edgeslim.pruning.admm import Schedule, admm
+from edgeslim.pruning.patterns import NM, Pattern, Unstructured, keep_mask
+from edgeslim.pruning.scores import obs_scores
+from edgeslim.pruning.solve import objective, solve_exact
+from edgeslim.pruning.sparsegpt import sweep
+from edgeslim.pruning.statistics import Factored
 
 PATTERNS = [
     Unstructured(sparsity=0.5),

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from edgeslim.errors import PruneError
-from edgeslim.prune.statistics import Factored
+from edgeslim.pruning.statistics import Factored
 
 MEMORY = 256 << 20  # bytes that the gathered blocks of one chunk of rows may take
 LOOKBACK = 4  # steps that one measure of conjugate gradients' progress spans

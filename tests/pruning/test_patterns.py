@@ -2,10 +2,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.prune.layers import patterns
 
 from edgeslim.errors import RecipeError
-from edgeslim.prune.patterns import NM, Pattern, Unstructured, keep_mask, parse_pattern, pruned_count
-from tests.prune.layers import patterns
+from edgeslim.pruning.patterns import NM, Pattern, Unstructured, keep_mask, parse_pattern, pruned_count
 
 
 @settings(deadline=None)

@@ -2,12 +2,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.prune.layers import all_masks, least_squares, random_layer, system_of
 
 from edgeslim.errors import RecipeError
-from edgeslim.prune.patterns import NM
-from edgeslim.prune.scores import joint_mask, magnitude_scores, obs_scores, wanda_scores
-from edgeslim.prune.solve import objective
-from tests.prune.layers import all_masks, least_squares, random_layer, system_of
+from edgeslim.pruning.patterns import NM
+from edgeslim.pruning.scores import joint_mask, magnitude_scores, obs_scores, wanda_scores
+from edgeslim.pruning.solve import objective
 
 
 @settings(deadline=None, max_examples=15)

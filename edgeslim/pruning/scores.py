@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from edgeslim.errors import RecipeError
-from edgeslim.prune.patterns import NM
+from edgeslim.pruning.patterns import NM
 
 MOST_PATTERNS = 1000  # C(8, 4) is 70, C(12, 6) is 924; C(16, 8) would be 12870 passes over the layer
 

@@ -2,13 +2,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.prune.layers import layers, naive_sweep, patterns, random_layer, system_of
 from torch import Tensor
 
-from edgeslim.prune.patterns import NM, Pattern, Unstructured, keep_mask, pruned_count
-from edgeslim.prune.solve import objective
-from edgeslim.prune.sparsegpt import reference_pattern, sweep
-from edgeslim.prune.statistics import factor
-from tests.prune.layers import layers, naive_sweep, patterns, random_layer, system_of
+from edgeslim.pruning.patterns import NM, Pattern, Unstructured, keep_mask, pruned_count
+from edgeslim.pruning.solve import objective
+from edgeslim.pruning.sparsegpt import reference_pattern, sweep
+from edgeslim.pruning.statistics import factor
 
 
 @settings(deadline=None, max_examples=30)

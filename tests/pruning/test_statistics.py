@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.prune.layers import random_layer
 
 from edgeslim.errors import PruneError
-from edgeslim.prune.statistics import InputStatistics, factor
-from tests.prune.layers import random_layer
+from edgeslim.pruning.statistics import InputStatistics, factor
 
 
 @settings(deadline=None, max_examples=30)

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from edgeslim.errors import RecipeError
-from edgeslim.prune.admm import admm
-from edgeslim.prune.patterns import NM, Pattern, keep_mask
-from edgeslim.prune.scores import joint_mask, obs_scores
-from edgeslim.prune.sparsegpt import sweep
-from edgeslim.prune.statistics import Factored
+from edgeslim.pruning.admm import admm
+from edgeslim.pruning.patterns import NM, Pattern, keep_mask
+from edgeslim.pruning.scores import joint_mask, obs_scores
+from edgeslim.pruning.sparsegpt import sweep
+from edgeslim.pruning.statistics import Factored
 
 Choice = tuple[Tensor, Tensor | None]  # a mask, and a weight on it to start the solver from where the rule has one
 MaskRule = Callable[[Tensor, Factored, Pattern], Choice]

@@ -6,8 +6,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgeslim.prune.patterns import NM, Pattern, Unstructured
-from edgeslim.prune.statistics import Factored, InputStatistics, factor
+from edgeslim.pruning.patterns import NM, Pattern, Unstructured
+from edgeslim.pruning.statistics import Factored, InputStatistics, factor
 
 
 def random_layer(rows: int, inputs: int, tokens: int, seed: int = 0, decay: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -2,14 +2,14 @@ import re
 
 import pytest
 import torch
+from tests.prune.layers import random_layer
 from torch import Tensor
 
 from edgeslim.errors import PruneError, RecipeError
-from edgeslim.prune.methods import EFFORTS, METHODS, PruneConfig, dense_target, prune_matrix, relative_error
-from edgeslim.prune.mrp import MASK_RULES
-from edgeslim.prune.patterns import NM, Pattern, Unstructured, keep_mask
-from edgeslim.prune.statistics import InputStatistics, factor
-from tests.prune.layers import random_layer
+from edgeslim.pruning.methods import EFFORTS, METHODS, PruneConfig, dense_target, prune_matrix, relative_error
+from edgeslim.pruning.mrp import MASK_RULES
+from edgeslim.pruning.patterns import NM, Pattern, Unstructured, keep_mask
+from edgeslim.pruning.statistics import InputStatistics, factor
 
 HALF = Unstructured(sparsity=0.5)
 
