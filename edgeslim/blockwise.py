@@ -199,7 +199,7 @@ def weight_matrix(module: nn.Module) -> Tensor:
 
 
 def input_groups(run: Callable[[], object], linears: dict[str, nn.Module]) -> list[list[str]]:
-    """Return the names of `linears` grouped by equal input (q, k and v share one), in the order in which `run` calls them.
+    """Return the names of `linears` grouped by equal input (q, k and v share one), as `run` calls them in order.
 
     Raises: CheckpointError where `run` never calls one of them.
     """

@@ -252,7 +252,7 @@ def _name_of(model: nn.Module, part: nn.Module) -> str:
 
 @contextmanager
 def _meta_parameters() -> Iterator[None]:
-    """Create parameters on the meta device and buffers where they always are, so that tables such as RoPE's are real."""
+    """Create parameters on the meta device, but buffers for real: tables such as RoPE's are in no checkpoint."""
     register = nn.Module.register_parameter
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
