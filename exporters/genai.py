@@ -31,7 +31,9 @@ def genai_config(
     """Return the contents of genai_config.json for `graph` of the model that `config` (config.json) describes.
 
     `generation` is generation_config.json, whose special tokens come first. `prepack` False keeps onnxruntime from
-    copying weights into layouts of its own: fp32 products run as fast on the mapped file.
+    copying weights into layouts of its own, for fp32: they stay in the mapped file, where one token's products run as
+    fast and a prompt's 1.1 times (512 tokens) to 2 times (32 tokens) as long; copied, the whole model is in memory
+    twice. Packed integers need the copy.
     """
     length = context_length(config)
     states = _states(graph)

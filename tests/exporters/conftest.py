@@ -4,9 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from families import save_tiny
 
 from edgeslim.exporters import export_checkpoint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Models this small only lose by a second thread."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

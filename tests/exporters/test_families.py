@@ -40,15 +40,15 @@ def test_greedy_tokens_equal_transformers_generate(bundle: Bundle, family: str) 
             torch.tensor([prompt]), max_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0
         )[0, len(prompt) :].tolist()
 
-    assert list(generate(GenaiSession(bundle(family)), prompt, 32)) == expected
-    assert list(generate(OrtSession(bundle(family)), prompt, 32)) == expected
+    assert list(generate(GenaiSession(bundle(family), threads=1), prompt, 32)) == expected
+    assert list(generate(OrtSession(bundle(family), threads=1), prompt, 32)) == expected
 
 
 @pytest.mark.parametrize("family", ["llama", "mamba2"])
 def test_the_scoring_graph_gives_all_positions_in_any_pieces(bundle: Bundle, family: str) -> None:
     folder = bundle(family)
     tokens = sample_tokens(folder)
-    scoring = OrtSession(folder, graph="scoring.onnx")
+    scoring = OrtSession(folder, graph="scoring.onnx", threads=1)
     whole = scoring.feed_all(tokens)
     scoring.reset()
     pieces = [scoring.feed_all(tokens[:, :9]), scoring.feed_all(tokens[:, 9:])]
@@ -61,7 +61,7 @@ def test_the_scoring_graph_gives_all_positions_in_any_pieces(bundle: Bundle, fam
 def test_a_batch_gives_each_row_its_own_logits(bundle: Bundle, family: str) -> None:
     folder = bundle(family)
     tokens = np.concatenate([sample_tokens(folder, seed=seed) for seed in (0, 1)])
-    session = OrtSession(folder)
+    session = OrtSession(folder, threads=1)
     alone = []
     for row in tokens:
         session.reset()
