@@ -24,7 +24,7 @@ from edgeslim.errors import PruneError
 from edgeslim.pruning.statistics import Factored
 
 MEMORY = 256 << 20  # bytes that the gathered blocks of one chunk of rows may take
-LOOKBACK = 4  # steps that one measure of conjugate gradients' progress spans
+LOOKBACK = 2  # steps that one measure of conjugate gradients' progress spans
 
 
 def objective(w: Tensor, target: Tensor, h: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def solve_cg(
     """The optimum by projected conjugate gradients with H's diagonal as preconditioner, all rows at once, no gathers.
 
     target, keep, start: [out, in]. Starts from `start` on the mask (or from the target). Stops when what remains to be
-    gained, foreseen from the last eight steps, is at most `tolerance` of the objective that then remains.
+    gained, foreseen from the last four steps, is at most `tolerance` of the objective that then remains.
     """
     tiny = torch.finfo(target.dtype).tiny
     scale = h.diagonal().sqrt()
@@ -153,7 +153,7 @@ def solve_cg(
 
 
 def _remaining(gains: list[float]) -> float:
-    """What is yet to gain if gains fall on as over the last two times four steps, but no faster than halving."""
+    """What is yet to gain if gains fall on as over the last two pairs of steps, but no faster than halving."""
     if gains[-1] == 0:
         return 0.0
     if len(gains) < 2 * LOOKBACK:

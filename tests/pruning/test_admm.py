@@ -1,5 +1,5 @@
 import pytest
-from tests.prune.layers import all_masks, least_squares, random_layer, system_of
+from pruning.layers import all_masks, least_squares, random_layer, system_of
 from torch import Tensor
 
 from edgeslim.pruning.admm import Schedule, admm

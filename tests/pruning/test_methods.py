@@ -2,7 +2,7 @@ import re
 
 import pytest
 import torch
-from tests.prune.layers import random_layer
+from pruning.layers import random_layer
 from torch import Tensor
 
 from edgeslim.errors import PruneError, RecipeError

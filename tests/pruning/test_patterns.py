@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.prune.layers import patterns
+from pruning.layers import patterns
 
 from edgeslim.errors import RecipeError
 from edgeslim.pruning.patterns import NM, Pattern, Unstructured, keep_mask, parse_pattern, pruned_count

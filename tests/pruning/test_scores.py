@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.prune.layers import all_masks, least_squares, random_layer, system_of
+from pruning.layers import all_masks, least_squares, random_layer, system_of
 
 from edgeslim.errors import RecipeError
 from edgeslim.pruning.patterns import NM

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.prune.layers import layers, least_squares, patterns, random_layer, system_of
+from pruning.layers import layers, least_squares, patterns, random_layer, system_of
 from torch import Tensor
 
 from edgeslim.errors import PruneError

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.prune.layers import layers, naive_sweep, patterns, random_layer, system_of
+from pruning.layers import layers, naive_sweep, patterns, random_layer, system_of
 from torch import Tensor
 
 from edgeslim.pruning.patterns import NM, Pattern, Unstructured, keep_mask, pruned_count

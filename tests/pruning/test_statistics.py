@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.prune.layers import random_layer
+from pruning.layers import random_layer
 
 from edgeslim.errors import PruneError
 from edgeslim.pruning.statistics import InputStatistics, factor
