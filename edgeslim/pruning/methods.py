@@ -54,7 +54,7 @@ class PruneConfig:
     target: Target = "pruned"
     target_strength: float = 1.0
     damping: float = 0.01
-    cg_tolerance: float = 1e-3
+    cg_tolerance: float = 5e-4
     precision: Precision = "float32"
     memory: int = MEMORY
 

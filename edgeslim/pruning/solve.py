@@ -122,7 +122,7 @@ def _positive_solve(blocks: Tensor, goal: Tensor) -> Tensor:
 
 
 def solve_cg(
-    target: Tensor, h: Tensor, keep: Tensor, start: Tensor | None = None, tolerance: float = 1e-3, steps: int = 1000
+    target: Tensor, h: Tensor, keep: Tensor, start: Tensor | None = None, tolerance: float = 5e-4, steps: int = 1000
 ) -> Tensor:
     """The optimum by projected conjugate gradients with H's diagonal as preconditioner, all rows at once, no gathers.
 

@@ -14,7 +14,7 @@ from edgeslim.pruning.sparsegpt import sweep
 from edgeslim.pruning.statistics import Factored, factor
 
 EXACT = 1e-6  # relative excess of the Cholesky solver's objective
-EXCESS = 1e-3  # of conjugate gradients at their default tolerance of 1e-3, on layers like those of models
+EXCESS = 1e-3  # of conjugate gradients at their default tolerance of 5e-4, on layers like those of models
 WORST = 2e-2  # the same on any input: what remains is foreseen from past steps, and near rank one these may mislead
 
 
@@ -46,7 +46,7 @@ def test_conjugate_gradients_reach_the_exact_optimum_within_their_tolerance(
     start, keep = sweep(w, system.u, pattern)
     best = total(solve_exact(w, system, keep), w, system)
     scale = total(torch.zeros_like(w), w, system)
-    for tolerance, bound in ((1e-3, WORST), (1e-12, 1e-6)):
+    for tolerance, bound in ((5e-4, WORST), (1e-12, 1e-6)):
         solved = solve_cg(w, system.h, keep, start if warm else None, tolerance)
         assert not solved[~keep].any()
         assert total(solved, w, system) <= best * (1 + bound) + 1e-10 * scale
