@@ -4,7 +4,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow check format bench train kill-resume memory clean
+.PHONY: help install demo test slow check format bench train kill-resume memory optimum clean
 
 help:                ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -49,6 +49,11 @@ kill-resume: install ## kill -9 a prune at 50 random moments; every resume must 
 
 memory: install      ## peak memory of pruning a model of over 500 M parameters
 	$(BIN)/python tests/bench/bench_memory.py
+
+optimum: install     ## optimum (in an environment of its own) loads a Llama bundle and gives the same tokens
+	test -d build/optimum-venv || $(PYTHON) -m venv build/optimum-venv
+	build/optimum-venv/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt 'optimum-onnx[onnxruntime]' 'transformers<4.58'
+	$(BIN)/python tests/interop/optimum_check.py build/optimum-venv/bin/python examples/models/tiny-llama
 
 train: install       ## train the bundled models again (about two hours)
 	$(BIN)/python examples/train_tiny.py --arch llama

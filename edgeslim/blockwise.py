@@ -228,27 +228,33 @@ def input_groups(run: Callable[[], object], linears: dict[str, nn.Module]) -> li
     return groups
 
 
-def capture_inputs(run: Callable[[], object], modules: Sequence[nn.Module]) -> list[Tensor]:
-    """Return the input of each of `modules` as [tokens, in] during `run`, which ends once all are there."""
+def capture_inputs(
+    run: Callable[[], Tensor], modules: Sequence[nn.Module], *, to_end: bool = False
+) -> tuple[list[Tensor], Tensor | None]:
+    """Return the input of each of `modules` as [tokens, in] during `run`, and the output of `run`.
+
+    Unless `to_end`, the run stops once all inputs are there; its output is then None.
+    """
     captured: dict[int, Tensor] = {}
 
     def keep(position: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             captured[position] = args[0].reshape(-1, args[0].shape[-1])
-            if len(captured) == len(modules):
+            if len(captured) == len(modules) and not to_end:
                 raise _Enough
 
         return hook
 
     handles = [module.register_forward_pre_hook(keep(position)) for position, module in enumerate(modules)]
+    out: Tensor | None = None
     try:
-        run()
+        out = run()
     except _Enough:
         pass
     finally:
         for handle in handles:
             handle.remove()
-    return [captured[position] for position in range(len(modules))]
+    return [captured[position] for position in range(len(modules))], out
 
 
 def twin(block: nn.Module) -> nn.Module:

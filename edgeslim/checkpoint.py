@@ -51,7 +51,11 @@ class Checkpoint:
         from transformers import AutoConfig
 
         try:
-            return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+            if getattr(config, "rescale_prenorm_residual", False):
+                # It concerns fresh weights alone, but transformers 5.23 also divides loaded output projections by it.
+                config.rescale_prenorm_residual = False
+            return config
         except (ValueError, KeyError, OSError) as fault:
             raise CheckpointError(
                 f"{self.folder}: transformers cannot read config.json: {_first_line(fault)}"
@@ -85,7 +89,11 @@ class Checkpoint:
         try:
             with quiet_transformers():
                 model = AutoModelForCausalLM.from_pretrained(
-                    self.folder, dtype=dtype, trust_remote_code=self.trust_remote_code, use_safetensors=True
+                    self.folder,
+                    config=self.config,
+                    dtype=dtype,
+                    trust_remote_code=self.trust_remote_code,
+                    use_safetensors=True,
                 )
         except (ValueError, KeyError, OSError) as fault:
             raise CheckpointError(f"{self.folder}: transformers cannot load the model: {_first_line(fault)}") from None

@@ -127,7 +127,7 @@ def export(
     with _reporting() as progress:
         manifest = api.export(model, output, force=force, progress=progress, weights=weights)
     if as_json:
-        return _print_json(asdict(manifest))
+        return _print_json(manifest.to_json())
     print(f"{output}: {manifest.weights} weights, {manifest.weight_bytes / 1e6:.1f} MB")
     worst = max(manifest.parity["max_abs_error"].values())
     print(f"logits differ from transformers' by at most {worst:.2g}, of at most {manifest.parity['logit_scale']:.3g}")

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def prune_checkpoint(
 class _PruneRun:
     """One walk over the blocks of `source`, writing into `target`."""
 
-    def __init__(self, source: Checkpoint, target: Checkpoint, job: PruneJob, journal: Journal, partial: Path) -> None:
+    def __init__(self, source: Checkpoint, target: Checkpoint, job: PruneJob, journal: Journal, folder: Path) -> None:
         self._source, self._target, self._job, self._journal = source, target, job, journal
         self._device = torch.device(job.device)
         self._skeleton: Skeleton = source.skeleton()
@@ -123,8 +124,8 @@ class _PruneRun:
         check_patterns(names, job.include, "--include")
         check_patterns(names, job.exclude, "--exclude")
         self._runner = BlockRunner(self._skeleton, job.calibration.tokens, self._device)
-        self._pruned = Activations(partial / "pruned.hidden")
-        self._dense = Activations(partial / "dense.hidden") if job.config.needs_cross_moment else None
+        self._pruned = Activations(folder / "pruned.hidden")
+        self._dense = Activations(folder / "dense.hidden") if job.config.needs_cross_moment else None
 
     def blocks(self, progress: Progress) -> Iterator[dict[str, Any]]:
         """Prune the blocks that the journal lacks, in order, and yield every block's record."""
@@ -158,12 +159,13 @@ class _PruneRun:
         block = self._skeleton.fill_block(index, self._device)
         linears = prunable_linears(block, name, self._job.include, self._job.exclude)
         dense = twin(block) if self._dense is not None else block
+        stages = self._stages(index, block, linears)
         reports = [
             report
-            for stage in self._stages(index, block, linears)
-            for report in self._prune_stage(index, block, dense, stage, linears)
+            for number, stage in enumerate(stages, 1)
+            for report in self._prune_stage(index, block, dense, stage, linears, last=number == len(stages))
         ]
-        if self._dense is not None:
+        if self._dense is not None and not stages:
             self._runner.advance(index, dense, self._dense)
         self._runner.advance(index, block, self._pruned)
         self._skeleton.empty_block(index)
@@ -177,19 +179,29 @@ class _PruneRun:
         return [[group] for group in groups] if self._job.sequential else [groups]
 
     def _prune_stage(
-        self, index: int, block: nn.Module, dense: nn.Module, stage: list[list[str]], linears: dict[str, nn.Module]
+        self,
+        index: int,
+        block: nn.Module,
+        dense: nn.Module,
+        stage: list[list[str]],
+        linears: dict[str, nn.Module],
+        *,
+        last: bool,
     ) -> Iterator[LinearReport]:
         """Prune the groups of one stage; the statistics of a group go as soon as its linears are done."""
-        statistics = self._gather(index, block, dense, {group[0]: linears[group[0]] for group in stage})
+        statistics = self._gather(index, block, dense, {group[0]: linears[group[0]] for group in stage}, last=last)
         for group in stage:
             shared = statistics.pop(group[0])
             for linear in group:
                 yield self._prune_linear(linear, linears[linear], shared)
 
     def _gather(
-        self, index: int, block: nn.Module, dense: nn.Module, firsts: dict[str, nn.Module]
+        self, index: int, block: nn.Module, dense: nn.Module, firsts: dict[str, nn.Module], *, last: bool
     ) -> dict[str, InputStatistics]:
-        """Return the input statistics of the linears `firsts`, one of each group, by name."""
+        """Return the input statistics of the linears `firsts`, one of each group, by name.
+
+        With the `last` groups of a block, the dense stream moves on to the block's output.
+        """
         cross = self._dense is not None
         statistics = {
             name: InputStatistics(weight_matrix(module).shape[1], cross=cross, device=self._device)
@@ -198,19 +210,24 @@ class _PruneRun:
         prefix = f"{self._skeleton.block_names[index]}."
         partners = [dense.get_submodule(name.removeprefix(prefix)) for name in firsts]
         for batch in range(len(self._pruned)):
-            seen = self._inputs(index, block, list(firsts.values()), self._pruned, batch)
+            hidden = self._pruned.read(batch)
+            seen, _ = capture_inputs(partial(self._runner.run, index, block, hidden), list(firsts.values()))
             original: list[Tensor] | list[None] = [None] * len(seen)
             if self._dense is not None:
-                original = self._inputs(index, dense, partners, self._dense, batch)
+                original = self._dense_inputs(index, dense, partners, batch, self._dense, last=last)
             for entry, x, x_dense in zip(statistics.values(), seen, original, strict=True):
                 entry.add(x, x_dense)
         return statistics
 
-    def _inputs(
-        self, index: int, block: nn.Module, modules: list[nn.Module], stream: Activations, batch: int
+    def _dense_inputs(
+        self, index: int, dense: nn.Module, partners: list[nn.Module], batch: int, stream: Activations, *, last: bool
     ) -> list[Tensor]:
-        hidden = stream.read(batch)
-        return capture_inputs(lambda: self._runner.run(index, block, hidden), modules)
+        """Return the inputs of `partners` in the dense stream, which the `last` call sends through the block."""
+        run = partial(self._runner.run, index, dense, stream.read(batch))
+        inputs, out = capture_inputs(run, partners, to_end=last)
+        if out is not None:
+            stream.write(batch, out)
+        return inputs
 
     def _prune_linear(self, name: str, module: nn.Module, statistics: InputStatistics) -> LinearReport:
         """Prune one linear in place, in memory and on disk."""

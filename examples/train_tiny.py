@@ -299,6 +299,9 @@ def write_model(model: Any, data: Data, args: argparse.Namespace, progress: Prog
     partial.mkdir(parents=True)
     end = end_token(data.tokenizer)
     model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
+    if hasattr(model.config, "rescale_prenorm_residual"):
+        # It is for fresh weights; transformers 5.23 would divide the trained ones by it on every load.
+        model.config.rescale_prenorm_residual = False
     model.to(torch.bfloat16).save_pretrained(partial)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=data.tokenizer, bos_token=END, eos_token=END, pad_token=END, model_max_length=CONTEXT

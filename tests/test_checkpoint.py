@@ -9,6 +9,7 @@ from families import FAMILIES, save_tiny
 
 from edgeslim.checkpoint import Checkpoint
 from edgeslim.errors import CheckpointError
+from edgeslim.tensorfile import read_tensor
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -23,6 +24,14 @@ def test_a_skeleton_filled_block_by_block_equals_the_whole_model(tmp_path: Path,
     expected = checkpoint.load().base_model(tokens).last_hidden_state  # type: ignore[operator]
     with torch.no_grad():
         assert torch.equal(skeleton.base(tokens).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize(("family", "changes"), [("mamba2", {"rescale_prenorm_residual": True}), ("llama", {})])
+def test_a_loaded_model_has_the_weights_of_its_file(tmp_path: Path, family: str, changes: dict[str, bool]) -> None:
+    checkpoint = Checkpoint.open(save_tiny(tmp_path, family, tokenizer=False, **changes))
+    loaded = checkpoint.load().state_dict()
+    for name, entry in checkpoint.entries.items():
+        assert torch.equal(loaded[name], read_tensor(entry)), name
 
 
 def test_an_emptied_block_holds_no_memory(tmp_path: Path) -> None:

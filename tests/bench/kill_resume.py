@@ -21,6 +21,7 @@ import transformers
 
 import edgeslim.api
 import edgeslim.pruner
+from edgeslim.corpus import standard_library_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +39,7 @@ def main() -> int:
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
+        (work / "calib.txt").write_text(standard_library_text("heldout").text[:100_000], encoding="utf-8")
         model = _shorter(Path(args.model), work / "model", args.blocks)
         _fork(lambda: _prune(model, work / "warm"), kill_after=None)
         started = time.monotonic()
@@ -65,7 +67,7 @@ def _trial(model: Path, output: Path, moment: float, expected: str) -> tuple[boo
 
 
 def _prune(model: Path, output: Path) -> None:
-    edgeslim.api.prune(model, output, samples=16, seqlen=128, device="cpu")
+    edgeslim.api.prune(model, output, calib=str(output.parent / "calib.txt"), samples=16, seqlen=128, device="cpu")
 
 
 def _shorter(model: Path, folder: Path, blocks: int) -> Path:
