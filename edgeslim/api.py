@@ -228,10 +228,14 @@ def _evaluation_text(source: str | None) -> str:
 
 
 def _eval_bundle(bundle: Path, text: str, recipe: EvalRecipe, progress: Progress) -> "PerplexityResult":
-    from edgeslim.evaluate import bundle_perplexity
+    from edgeslim.evaluate.bundle import bundle_perplexity
 
     return bundle_perplexity(
-        bundle, text, seqlen=recipe.seqlen, rule=recipe.rule, on_progress=_labelled(progress, "scoring the bundle")
+        bundle,
+        text,
+        seqlen=recipe.seqlen,
+        rule=recipe.rule,  # type: ignore[arg-type]
+        on_progress=_labelled(progress, "scoring the bundle"),
     )
 
 
@@ -239,7 +243,7 @@ def _eval_checkpoint(
     model: StrPath, text: str, recipe: EvalRecipe, trust_remote_code: bool, progress: Progress
 ) -> "PerplexityResult":
     from edgeslim.checkpoint import Checkpoint, quiet_transformers
-    from edgeslim.evaluate import model_perplexity
+    from edgeslim.evaluate.checkpoint import model_perplexity
 
     checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code)
     with quiet_transformers():
@@ -248,7 +252,7 @@ def _eval_checkpoint(
             checkpoint.tokenizer(),
             text,
             seqlen=recipe.seqlen,
-            rule=recipe.rule,
+            rule=recipe.rule,  # type: ignore[arg-type]
             device=_device(recipe.device),
             on_progress=_labelled(progress, "scoring the checkpoint"),
         )

@@ -88,7 +88,7 @@ class Checkpoint:
 
         try:
             with quiet_transformers():
-                model = AutoModelForCausalLM.from_pretrained(
+                model: nn.Module = AutoModelForCausalLM.from_pretrained(
                     self.folder,
                     config=self.config,
                     dtype=dtype,
@@ -255,7 +255,8 @@ def _find_blocks(model: nn.Module, base: nn.Module) -> tuple[str, nn.ModuleList]
 
 
 def _name_of(model: nn.Module, part: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is part)
+    names: Iterator[str] = (name for name, module in model.named_modules() if module is part)
+    return next(names)
 
 
 @contextmanager
