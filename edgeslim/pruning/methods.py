@@ -35,12 +35,13 @@ Effort = Literal["fast", "best"]
 Target = Literal["pruned", "dense"]
 Precision = Literal["float32", "float64"]
 
-EFFORTS: dict[str, tuple[Rule, Solver]] = {"fast": ("progressive", "cg"), "best": ("admm", "cg")}
+EFFORTS: dict[str, tuple[Rule, Solver, float]] = {"fast": ("progressive", "cg", 2e-2), "best": ("admm", "cg", 5e-4)}
+"""Mask rule, solver and tolerance of conjugate gradients for each effort."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """How to prune one matrix. `mask_rule` and `solver` are MRP's; where None, `effort` decides.
+    """How to prune one matrix. `mask_rule`, `solver` and `cg_tolerance` are MRP's; where None, `effort` decides.
 
     `target` is MRP's too: "pruned" repeats w on the inputs seen, "dense" also repairs what earlier pruned layers have
     changed in them, for which the statistics must carry C.
@@ -54,7 +55,7 @@ class PruneConfig:
     target: Target = "pruned"
     target_strength: float = 1.0
     damping: float = 0.01
-    cg_tolerance: float = 5e-4
+    cg_tolerance: float | None = None
     precision: Precision = "float32"
     memory: int = MEMORY
 
@@ -69,7 +70,7 @@ class PruneConfig:
             raise RecipeError(f"mask_rule m needs an n:m pattern, got {self.pattern}")
         if not 0 <= self.target_strength <= 1:
             raise RecipeError(f"target_strength must be in [0, 1], got {self.target_strength}")
-        for name, value in (("damping", self.damping), ("cg_tolerance", self.cg_tolerance)):
+        for name, value in (("damping", self.damping), ("cg_tolerance", self.tolerance)):
             if not 0 < value < 1:
                 raise RecipeError(f"{name} must be in (0, 1), got {value}")
 
@@ -82,6 +83,11 @@ class PruneConfig:
     def solve_by(self) -> str:
         """The solver that MRP uses."""
         return self.solver or EFFORTS[self.effort][1]
+
+    @property
+    def tolerance(self) -> float:
+        """Where MRP's conjugate gradients stop: what is left to gain, as a share of the objective."""
+        return EFFORTS[self.effort][2] if self.cg_tolerance is None else self.cg_tolerance
 
     @property
     def needs_cross_moment(self) -> bool:
@@ -157,7 +163,7 @@ def _mrp(w: Tensor, statistics: InputStatistics, config: PruneConfig) -> tuple[T
     keep, start = MASK_RULES[config.rule](target, system, config.pattern)
     if config.solve_by == "cholesky":
         return solve_exact(target, system, keep, config.memory), keep
-    return solve_cg(target, system.h, keep, start, config.cg_tolerance), keep
+    return solve_cg(target, system.h, keep, start, config.tolerance), keep
 
 
 def _without_dead(w: Tensor, h: Tensor) -> Tensor:

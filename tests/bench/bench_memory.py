@@ -4,6 +4,7 @@ Every verb runs in a process of its own, which says what was resident after its 
 """
 
 import argparse
+import importlib
 import json
 import resource
 import subprocess
@@ -12,6 +13,8 @@ import tempfile
 from pathlib import Path
 
 import psutil
+
+import edgeslim
 
 ROOT = Path(__file__).parents[2]
 _SHAPE = {
@@ -61,18 +64,8 @@ def _child(options: dict[str, str]) -> None:
     """Import what the verb needs, run it, and print the memory of this process."""
     verb = options.pop("verb")
     model, output = options.pop("model"), options.pop("output")
-    if verb == "prune":
-        import transformers
-
-        import edgeslim.pruner
-
-        assert transformers.AutoModelForCausalLM
-    else:
-        import transformers
-
-        import edgeslim.exporters.bundle
-
-        assert transformers.AutoModelForCausalLM
+    importlib.import_module("edgeslim.pruner" if verb == "prune" else "edgeslim.exporters.bundle")
+    assert importlib.import_module("transformers").AutoModelForCausalLM
     base = psutil.Process().memory_info().rss
     getattr(edgeslim, verb)(model, output, **options)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

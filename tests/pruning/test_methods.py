@@ -121,7 +121,7 @@ def test_dense_target_needs_the_cross_moment() -> None:
 
 
 def test_efforts_name_rules_and_solvers_and_explicit_ones_win() -> None:
-    for effort, (rule, solver) in EFFORTS.items():
+    for effort, (rule, solver, _) in EFFORTS.items():
         config = PruneConfig(effort=effort)  # type: ignore[arg-type]
         assert (config.rule, config.solve_by) == (rule, solver)
     assert PruneConfig(mask_rule="s").rule == "s"

@@ -1,0 +1,1 @@
+"""Devices and the ways to reach them: `edgeslim.devices`. Empty until profiles leave the local machine."""
