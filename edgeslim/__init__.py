@@ -3,9 +3,9 @@
 The public functions are imported on first use, so that ``import edgeslim`` loads no torch.
 """
 
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+
+from edgeslim.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -32,13 +32,4 @@ _HOME = {
 }
 
 __all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -1,7 +1,6 @@
 """What a model is worth after compression. The names below are imported on first use."""
 
-from importlib import import_module
-from typing import Any
+from edgeslim.lazy import lazy_names
 
 _HOME = {
     "PerplexityResult": "perplexity",
@@ -10,13 +9,4 @@ _HOME = {
 }
 
 __all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOME)
