@@ -27,6 +27,12 @@ app = typer.Typer(
 
 _PRUNE, _EXPORT, _RUN, _PROFILE, _EVAL = PruneRecipe(), ExportRecipe(), RunRecipe(), ProfileRecipe(), EvalRecipe()
 
+_EXTRA_OF = {
+    **dict.fromkeys(("torch", "transformers", "safetensors", "tokenizers", "datasets", "huggingface_hub"), "compress"),
+    **dict.fromkeys(("mobius", "onnx", "onnx_ir", "onnxscript"), "export"),
+}
+"""The extra of pyproject.toml that brings a package."""
+
 Model = Annotated[str, typer.Argument(help="A Hugging Face checkpoint folder or hub id.", show_default=False)]
 Bundle = Annotated[Path, typer.Argument(help="A bundle folder.", show_default=False)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to write.", show_default=False)]
@@ -261,6 +267,12 @@ def _one_line_errors() -> Iterator[None]:
         if os.environ.get("EDGESLIM_DEBUG"):
             traceback.print_exc()
         print(f"error: {fault}", file=sys.stderr)
+        sys.exit(1)
+    except ModuleNotFoundError as fault:
+        extra = _EXTRA_OF.get((fault.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print(f'error: this needs {fault.name}; install it with: pip install "edgeslim[{extra}]"', file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; long work resumes when called again with the same arguments", file=sys.stderr)

@@ -143,6 +143,21 @@ def test_an_expected_fault_is_one_line_and_exit_1(
     assert message.replace("{}", str(tmp_path)) in lines[0]
 
 
+@pytest.mark.parametrize(("package", "extra"), [("torch", "compress"), ("mobius", "export")])
+def test_a_missing_package_names_the_extra_that_brings_it(
+    tmp_path: Path, model: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=f"{package}.part")
+
+    monkeypatch.setattr("edgeslim.api.export", missing)
+    result = RUN.invoke(app, ["export", model, "-o", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert result.stderr.strip() == (
+        f'error: this needs {package}.part; install it with: pip install "edgeslim[{extra}]"'
+    )
+
+
 def test_a_fault_of_usage_exits_2() -> None:
     assert RUN.invoke(app, ["prune"]).exit_code == 2
     assert RUN.invoke(app, ["prune", "model", "-o", "out", "--sparsity", "half"]).exit_code == 2
