@@ -3,9 +3,9 @@
     python tests/bench/bench_prune.py [--shapes 2048x2048 4864x896 896x4864] [--sparsity 0.5] [--no-memory]
 
 One JSON line a case: `ratio` is the median time over that of our SparseGPT, `ratio_plain` over that of SparseGPT as its
-paper writes it, all timed in turns in one process; `error` the relative output error; `excess` (solver only) how far the objective lies above that of a far finer solve;
-`peak_bytes` what a fresh process needs on top of its inputs. Nothing is asserted here. Times are wall clock: other
-load on the machine widens them.
+paper writes it, all timed in turns in one process; `error` the relative output error; `excess` (solver only) how far
+the objective lies above that of a far finer solve; `peak_bytes` what a fresh process needs on top of its inputs.
+Nothing is asserted here. Times are wall clock: other load on the machine widens them.
 """
 
 import argparse
