@@ -145,7 +145,7 @@ class Skeleton:
     def empty_outside_blocks(self) -> None:
         """Drop the parameters that `fill_outside_blocks` loaded."""
         for _, module in self._outside_blocks():
-            _empty_own(module)
+            drop_parameters(module)
 
     def fill_block(self, index: int, device: torch.device, entries: dict[str, TensorEntry] | None = None) -> nn.Module:
         """Load block `index` in float32 on `device`, from the checkpoint or from other `entries`, and return it."""
@@ -157,7 +157,7 @@ class Skeleton:
     def empty_block(self, index: int) -> None:
         """Drop the parameters of block `index`."""
         for module in self.blocks[index].modules():
-            _empty_own(module)
+            drop_parameters(module)
 
     def _outside_blocks(self) -> Iterator[tuple[str, nn.Module]]:
         prefix = _name_of(self.model, self.base)
@@ -197,6 +197,12 @@ def write_weight(entry: TensorEntry, weight: torch.Tensor) -> None:
     write_tensor(entry, weight.to(entry.dtype))
 
 
+def drop_parameters(module: nn.Module) -> None:
+    """Put the parameters that `module` itself owns, not its children's, on the meta device."""
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        setattr(module, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' progress bars and advice off stderr while the block runs."""
@@ -211,11 +217,6 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _empty_own(module: nn.Module) -> None:
-    for name, parameter in list(module.named_parameters(recurse=False)):
-        setattr(module, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
 
 
 def _find(model: str | Path) -> Path:

@@ -30,7 +30,7 @@ from edgeslim.blockwise import (
     weight_matrix,
 )
 from edgeslim.calibration import Calibration
-from edgeslim.checkpoint import Checkpoint, Skeleton, quiet_transformers, write_weight
+from edgeslim.checkpoint import Checkpoint, Skeleton, drop_parameters, quiet_transformers, write_weight
 from edgeslim.errors import CheckpointError, OutputError, RecipeError
 from edgeslim.journal import Journal, resumable_folder
 from edgeslim.progress import Progress, silent
@@ -190,6 +190,9 @@ class _PruneRun:
     ) -> Iterator[LinearReport]:
         """Prune the groups of one stage; the statistics of a group go as soon as its linears are done."""
         statistics = self._gather(index, block, dense, {group[0]: linears[group[0]] for group in stage}, last=last)
+        if last and dense is not block:
+            for module in dense.modules():
+                drop_parameters(module)
         for group in stage:
             shared = statistics.pop(group[0])
             for linear in group:

@@ -160,6 +160,8 @@ def _mrp(w: Tensor, statistics: InputStatistics, config: PruneConfig) -> tuple[T
         if statistics.c is None:
             raise PruneError("target dense needs statistics with a cross moment, got none")
         target = dense_target(target, h, statistics.c.to(w), system, config.target_strength)
+    if config.rule == "admm" and config.solve_by == "cg":
+        system = system.without_inverse()
     keep, start = MASK_RULES[config.rule](target, system, config.pattern)
     if config.solve_by == "cholesky":
         return solve_exact(target, system, keep, config.memory), keep

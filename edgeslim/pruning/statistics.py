@@ -13,7 +13,7 @@ Letters
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -87,6 +87,10 @@ class Factored:
     h: Tensor
     u: Tensor
     gamma: float
+
+    def without_inverse(self) -> "Factored":
+        """H alone, for rules and solvers that need no U, which takes as much memory as H."""
+        return replace(self, u=self.u.new_empty(0, 0))
 
     @property
     def inverse(self) -> Tensor:
