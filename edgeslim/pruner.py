@@ -33,6 +33,7 @@ from edgeslim.calibration import Calibration
 from edgeslim.checkpoint import Checkpoint, Skeleton, drop_parameters, quiet_transformers, write_weight
 from edgeslim.errors import CheckpointError, OutputError, RecipeError
 from edgeslim.journal import Journal, resumable_folder
+from edgeslim.memory import release_free_memory
 from edgeslim.progress import Progress, silent
 from edgeslim.pruning.methods import PruneConfig, prune_matrix
 from edgeslim.pruning.statistics import InputStatistics
@@ -132,6 +133,7 @@ class _PruneRun:
         names = self._skeleton.block_names
         for stream in (s for s in (self._pruned, self._dense) if s is not None):
             self._runner.embed(stream)
+        release_free_memory()
         for index, name in enumerate(names):
             if name in self._journal.steps:
                 progress(index, len(names), f"replaying {name}")
@@ -150,6 +152,7 @@ class _PruneRun:
         pruned = self._skeleton.fill_block(index, self._device, self._target.entries)
         self._runner.advance(index, pruned, self._pruned)
         self._skeleton.empty_block(index)
+        release_free_memory()
 
     @torch.no_grad()
     def _prune(self, index: int) -> dict[str, Any]:
@@ -169,6 +172,7 @@ class _PruneRun:
             self._runner.advance(index, dense, self._dense)
         self._runner.advance(index, block, self._pruned)
         self._skeleton.empty_block(index)
+        release_free_memory()
         return {"linears": [asdict(report) for report in reports], "seconds": time.perf_counter() - started}
 
     def _stages(self, index: int, block: nn.Module, linears: dict[str, nn.Module]) -> list[list[list[str]]]:
@@ -197,6 +201,7 @@ class _PruneRun:
             shared = statistics.pop(group[0])
             for linear in group:
                 yield self._prune_linear(linear, linears[linear], shared)
+                release_free_memory()
 
     def _gather(
         self, index: int, block: nn.Module, dense: nn.Module, firsts: dict[str, nn.Module], *, last: bool
