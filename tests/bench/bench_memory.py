@@ -6,15 +6,13 @@ Every verb runs in a process of its own, which says what was resident after its 
 import argparse
 import importlib
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import psutil
-
 import edgeslim
+from edgeslim.runtime.memory import current_rss, peak_rss
 
 ROOT = Path(__file__).parents[2]
 _SHAPE = {
@@ -66,10 +64,9 @@ def _child(options: dict[str, str]) -> None:
     model, output = options.pop("model"), options.pop("output")
     importlib.import_module("edgeslim.pruner" if verb == "prune" else "edgeslim.exporters.bundle")
     assert importlib.import_module("transformers").AutoModelForCausalLM
-    base = psutil.Process().memory_info().rss
+    base = current_rss()
     getattr(edgeslim, verb)(model, output, **options)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"base_rss_bytes": base, "peak_rss_bytes": peak}))
+    print(json.dumps({"base_rss_bytes": base, "peak_rss_bytes": peak_rss()}))
 
 
 def _random_model(folder: Path, blocks: int) -> int:
