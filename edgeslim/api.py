@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgeslim.errors import EvaluationError, RecipeError
+from edgeslim.errors import EvaluationError, RecipeError, first_line
 from edgeslim.output import new_folder, refuse_existing
 from edgeslim.progress import Progress, silent
 from edgeslim.recipe import EvalRecipe, ExportRecipe, ProfileRecipe, PruneRecipe, RunRecipe, from_options
@@ -210,7 +210,7 @@ def _device(name: str) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as fault:
-        raise RecipeError(f"device {name!r} cannot be used here: {str(fault).splitlines()[0]}") from None
+        raise RecipeError(f"device {name!r} cannot be used here: {first_line(fault)}") from None
     return name
 
 

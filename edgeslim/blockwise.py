@@ -78,8 +78,8 @@ class BlockRunner:
         self._returns_tuple = False
 
     @torch.no_grad()
-    def embed(self, stream: Activations) -> None:
-        """Fill the empty `stream` with the hidden states that enter the first block."""
+    def embed(self, *streams: Activations) -> None:
+        """Fill the empty `streams` with the hidden states that enter the first block."""
         skeleton = self._skeleton
         skeleton.fill_outside_blocks(self._device)
         first = self._catch_first(self._batches[0])
@@ -92,7 +92,8 @@ class BlockRunner:
             with self._recording(calls, hidden):
                 skeleton.base(input_ids=batch.to(self._device), use_cache=False)
             self._calls.setdefault(len(batch), calls)
-            stream.append(hidden[0])
+            for stream in streams:
+                stream.append(hidden[0])
         skeleton.empty_outside_blocks()
 
     @torch.no_grad()

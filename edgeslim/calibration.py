@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from edgeslim.errors import CalibrationError
+from edgeslim.errors import CalibrationError, first_line
 
 _DATASET_ID = re.compile(r"^[\w.-]+/[\w.-]+(:[\w.-]+){0,2}$")
 _TEXT_SUFFIXES = {".txt", ".md", ".rst", ".jsonl"}
@@ -136,8 +136,7 @@ def _read_dataset(source: str) -> str:
             if size > _LIMIT:
                 break
     except Exception as fault:  # the library raises dozens of kinds
-        first = (str(fault).strip().splitlines() or [repr(fault)])[0]
         raise CalibrationError(
-            f"{source}: no such file or folder, and no dataset of that id could be read ({first})"
+            f"{source}: no such file or folder, and no dataset of that id could be read ({first_line(fault)})"
         ) from None
     return "\n\n".join(texts)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeslim.errors import CheckpointError, did_you_mean
+from edgeslim.errors import CheckpointError, did_you_mean, first_line
 from edgeslim.tensorfile import TensorEntry, read_entries, read_tensor, write_tensor
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -57,9 +57,7 @@ class Checkpoint:
                 config.rescale_prenorm_residual = False
             return config
         except (ValueError, KeyError, OSError) as fault:
-            raise CheckpointError(
-                f"{self.folder}: transformers cannot read config.json: {_first_line(fault)}"
-            ) from None
+            raise CheckpointError(f"{self.folder}: transformers cannot read config.json: {first_line(fault)}") from None
 
     @cached_property
     def entries(self) -> dict[str, TensorEntry]:
@@ -80,7 +78,7 @@ class Checkpoint:
         try:
             return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
         except (ValueError, KeyError, OSError) as fault:
-            raise CheckpointError(f"{self.folder}: no usable tokenizer: {_first_line(fault)}") from None
+            raise CheckpointError(f"{self.folder}: no usable tokenizer: {first_line(fault)}") from None
 
     def load(self, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
         """Return the whole model in evaluation mode."""
@@ -96,7 +94,7 @@ class Checkpoint:
                     use_safetensors=True,
                 )
         except (ValueError, KeyError, OSError) as fault:
-            raise CheckpointError(f"{self.folder}: transformers cannot load the model: {_first_line(fault)}") from None
+            raise CheckpointError(f"{self.folder}: transformers cannot load the model: {first_line(fault)}") from None
         return model.eval().requires_grad_(False).to(device)
 
     def skeleton(self) -> "Skeleton":
@@ -109,7 +107,7 @@ class Checkpoint:
                     self.config, dtype=torch.float32, trust_remote_code=self.trust_remote_code
                 )
         except (ValueError, KeyError) as fault:
-            raise CheckpointError(f"{self.folder}: no causal language model: {_first_line(fault)}") from None
+            raise CheckpointError(f"{self.folder}: no causal language model: {first_line(fault)}") from None
         return Skeleton(self, model.eval().requires_grad_(False))
 
 
@@ -234,14 +232,9 @@ def _find(model: str | Path) -> Path:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as fault:
         raise CheckpointError(
-            f"{name}: no such folder, and the hub does not give it ({_first_line(fault)}); "
+            f"{name}: no such folder, and the hub does not give it ({first_line(fault)}); "
             "expected a checkpoint folder or a reachable hub id"
         ) from None
-
-
-def _first_line(fault: BaseException) -> str:
-    lines = str(fault).strip().splitlines()
-    return lines[0] if lines else repr(fault)
 
 
 def _find_blocks(model: nn.Module, base: nn.Module) -> tuple[str, nn.ModuleList]:

@@ -68,6 +68,12 @@ class DeviceError(EdgeslimError):
     """A device that is unknown or does not answer."""
 
 
+def first_line(fault: BaseException) -> str:
+    """Return the first line of what `fault` says, or its name where it says nothing."""
+    lines = str(fault).strip().splitlines()
+    return lines[0] if lines else type(fault).__name__
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return ``; did you mean 'X'?`` for the nearest of `choices`, or the list of choices where none is near."""
     known = sorted(choices)

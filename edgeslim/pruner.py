@@ -118,7 +118,7 @@ class _PruneRun:
     """One walk over the blocks of `source`, writing into `target`."""
 
     def __init__(self, source: Checkpoint, target: Checkpoint, job: PruneJob, journal: Journal, folder: Path) -> None:
-        self._source, self._target, self._job, self._journal = source, target, job, journal
+        self._target, self._job, self._journal = target, job, journal
         self._device = torch.device(job.device)
         self._skeleton: Skeleton = source.skeleton()
         names = all_linear_names(self._skeleton)
@@ -131,8 +131,7 @@ class _PruneRun:
     def blocks(self, progress: Progress) -> Iterator[dict[str, Any]]:
         """Prune the blocks that the journal lacks, in order, and yield every block's record."""
         names = self._skeleton.block_names
-        for stream in (s for s in (self._pruned, self._dense) if s is not None):
-            self._runner.embed(stream)
+        self._runner.embed(*(stream for stream in (self._pruned, self._dense) if stream is not None))
         release_free_memory()
         for index, name in enumerate(names):
             if name in self._journal.steps:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgeslim.errors import BundleError, RecipeError, did_you_mean
+from edgeslim.errors import BundleError, RecipeError, did_you_mean, first_line
 from edgeslim.runtime.config import read_config
 from edgeslim.runtime.engines import choose_engine, import_engine
 from edgeslim.runtime.manifest import GENAI_CONFIG, GRAPH
@@ -222,8 +222,7 @@ def _existing(path: Path) -> str:
 
 
 def _load_error(what: str, error: Exception) -> BundleError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return BundleError(f"{what} does not load: {lines[0]}")
+    return BundleError(f"{what} does not load: {first_line(error)}")
 
 
 def _check_threads(threads: int | None) -> None:
