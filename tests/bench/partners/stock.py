@@ -7,7 +7,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 import onnx_ir as ir
-from partners.dynamic_products import DynamicProducts
 
 from edgeslim.exporters.bundle import _write_data
 from edgeslim.exporters.genai import genai_config
@@ -19,6 +18,7 @@ from edgeslim.exporters.passes.recurrent_names import RecurrentNames
 from edgeslim.exporters.passes.tied_embedding import TiedEmbedding
 from edgeslim.output import new_folder
 from edgeslim.runtime.manifest import GENAI_CONFIG, GRAPH
+from partners.dynamic_products import DynamicProducts
 
 Passes = list[ir.passes.InPlacePass]
 
