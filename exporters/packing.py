@@ -56,6 +56,18 @@ def packed_shape(rows: int, columns: int, bits: int, block: int) -> tuple[int, i
     return rows, -(-columns // block), block * bits // 8
 
 
+def scales_of_blocks(rows: F32, bits: int, block: int) -> F32:
+    """Return the scales [n, blocks] of `rows` [n, K], all at once."""
+    return _scales(_blocks(rows, block), bits)
+
+
+def round_codes(rows: F32, scales: F32, bits: int, block: int) -> npt.NDArray[np.int8]:
+    """Return `rows` [n, K] as signed integers in units of the given `scales` [n, blocks]."""
+    half = 1 << (bits - 1)
+    codes = np.clip(np.rint(_blocks(rows, block) / scales[..., None]), -half, half - 1)
+    return np.ascontiguousarray(codes.reshape(len(rows), -1)[:, : rows.shape[1]]).astype(np.int8)
+
+
 def _chunks(weight: F32) -> Iterator[F32]:
     for start in range(0, len(weight), _ROWS_AT_ONCE):
         yield np.ascontiguousarray(weight[start : start + _ROWS_AT_ONCE], dtype=np.float32)

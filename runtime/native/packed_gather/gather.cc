@@ -1,0 +1,51 @@
+#include "packed_gather/gather.h"
+
+#include "core/half.h"
+
+namespace edgeslim {
+namespace {
+
+float stored_float(const Packed& w, const uint8_t* values, int64_t index) {
+  if (w.bits == 32) {
+    float x;
+    std::memcpy(&x, values + 4 * index, 4);
+    return x;
+  }
+  uint16_t x;
+  std::memcpy(&x, values + 2 * index, 2);
+  return half_to_float(x);
+}
+
+int stored_integer(const Packed& w, const uint8_t* values, int64_t index) {
+  const int code = w.bits == 8 ? values[index] : (values[index / 2] >> (4 * (index % 2))) & 15;
+  return code - w.zero_code();
+}
+
+float scale_of(const Packed& w, int64_t row, int64_t group) {
+  const int64_t at = ((row / kTileRows) * w.groups + group) * kTileRows + row % kTileRows;
+  return w.scale_type == ScaleType::half ? half_to_float(static_cast<const uint16_t*>(w.scales)[at])
+                                         : static_cast<const float*>(w.scales)[at];
+}
+
+}  // namespace
+
+void unpack_row(const Packed& w, int64_t row, float* out) {
+  const int64_t tile = row / kTileRows, lane = row % kTileRows;
+  const uint8_t* values = w.values + tile_start(w, tile);
+  for (int64_t step = 0; step < w.steps; ++step) {
+    const uint64_t mask = w.layout == Layout::dense ? ~uint64_t{0} : load_mask(tile_masks(w, tile), step);
+    for (int64_t j = 0; j < kStepInputs && step * kStepInputs + j < w.k; ++j) {
+      const int64_t p = w.is_integer() ? kStepInputs * lane + j : kTileRows * j + lane;
+      float value = 0;
+      if ((mask >> p) & 1) {
+        const int64_t index = count_ones(mask & ((uint64_t{1} << p) - 1));
+        value = w.is_integer() ? float(stored_integer(w, values, index)) * scale_of(w, row, step / w.group_steps())
+                               : stored_float(w, values, index);
+      }
+      out[step * kStepInputs + j] = value;
+    }
+    values += bytes_of(count_ones(mask), w.bits);
+  }
+}
+
+}  // namespace edgeslim

@@ -1,0 +1,241 @@
+// AVX-512 with VBMI2 (expansion of bytes by a mask) and VNNI (products of four bytes).
+#if defined(__AVX512VBMI2__) && defined(__AVX512VNNI__)
+
+#include <immintrin.h>
+
+#include "core/cpu.h"
+#include "packed_linear/generic.h"
+
+namespace edgeslim {
+namespace {
+
+static inline __mmask16 first_lanes(int64_t count) { return __mmask16((1u << count) - 1); }
+
+struct Zmm {
+  __m512 v;
+
+  static Zmm load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Zmm load_some(const float* p, int64_t count) { return {_mm512_maskz_loadu_ps(first_lanes(count), p)}; }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store_some(float* p, int64_t count) const { _mm512_mask_storeu_ps(p, first_lanes(count), v); }
+  static Zmm set(float x) { return {_mm512_set1_ps(x)}; }
+  static Zmm add(Zmm a, Zmm b) { return {_mm512_add_ps(a.v, b.v)}; }
+  static Zmm sub(Zmm a, Zmm b) { return {_mm512_sub_ps(a.v, b.v)}; }
+  static Zmm mul(Zmm a, Zmm b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  static Zmm div(Zmm a, Zmm b) { return {_mm512_div_ps(a.v, b.v)}; }
+  static Zmm fma(Zmm a, Zmm b, Zmm c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  static Zmm min(Zmm a, Zmm b) { return {_mm512_min_ps(a.v, b.v)}; }
+  static Zmm max(Zmm a, Zmm b) { return {_mm512_max_ps(a.v, b.v)}; }
+  static Zmm abs(Zmm a) { return {_mm512_abs_ps(a.v)}; }
+  static Zmm round(Zmm a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+  static Zmm power_of_two(Zmm a) {
+    const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(a.v), _mm512_set1_epi32(127));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23))};
+  }
+  void to_codes(int8_t* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+  }
+  static Zmm from_int32(const int32_t* p) { return {_mm512_cvtepi32_ps(_mm512_loadu_si512(p))}; }
+  static Zmm from_half(const uint16_t* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  static Zmm from_codes(const uint8_t* p, int input) {
+    const __m512i bytes = _mm512_srl_epi32(_mm512_loadu_si512(p), _mm_cvtsi32_si128(8 * input));
+    return {_mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(255)))};
+  }
+  static Zmm expand_single(const uint8_t* values, uint32_t mask) {
+    return {_mm512_maskz_expand_ps(__mmask16(mask), _mm512_loadu_ps(values))};
+  }
+  static Zmm expand_half(const uint8_t* values, uint32_t mask) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
+    return {_mm512_cvtph_ps(_mm256_maskz_expand_epi16(__mmask16(mask), half))};
+  }
+};
+
+// 64 stored codes, one a byte. The load must stay apart from the expansion: with a memory operand vpexpandb is
+// microcoded on AMD processors, which costs a product two thirds of its speed.
+template <int BITS>
+static inline __m512i load_codes(const uint8_t* values) {
+  __m512i codes;
+  if (BITS == 8) {
+    codes = _mm512_loadu_si512(values);
+  } else {
+    const __m512i pairs = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));
+    const __m512i spread = _mm512_slli_epi16(pairs, 4);
+    codes = _mm512_ternarylogic_epi32(pairs, spread, _mm512_set1_epi8(15), 0xa8);  // (pairs | spread) & 15
+  }
+  asm volatile("" : "+v"(codes));
+  return codes;
+}
+
+// Reads the steps of one tile in order.
+template <int BITS, Layout LAYOUT>
+struct Reader {
+  const uint8_t* values;
+  const uint8_t* masks;
+  int64_t step_bytes;
+  __m512i zero;
+
+  Reader(const Packed& w, int64_t tile)
+      : values(w.values + tile_start(w, tile)),
+        masks(LAYOUT == Layout::dense ? nullptr : tile_masks(w, tile)),
+        step_bytes(w.step_bytes),
+        zero(_mm512_set1_epi8(char(1 << (BITS - 1)))) {}
+
+  __m512i next() {
+    const __m512i codes = load_codes<BITS>(values);
+    if (LAYOUT == Layout::dense) {
+      values += step_bytes;
+      return codes;
+    }
+    const uint64_t mask = load_mask(masks, 0);
+    masks += 8;
+    values += LAYOUT == Layout::nm ? step_bytes : BITS == 8 ? count_ones(mask) : (count_ones(mask) + 1) / 2;
+    return _mm512_mask_expand_epi8(zero, __mmask64(mask), codes);
+  }
+};
+
+static inline __m512i four_inputs(const int8_t* codes) {
+  int32_t four;
+  std::memcpy(&four, codes, 4);
+  return _mm512_set1_epi32(four);
+}
+
+static inline __m512i correction(const Packed& w, const Quantized& x, int64_t token, int64_t group) {
+  return _mm512_set1_epi32(-w.zero_code() * x.sums[token * w.groups + group]);
+}
+
+static inline Zmm scaled(const Packed& w, int64_t tile, int64_t group, __m512i sum, Zmm total) {
+  return Zmm::fma({_mm512_cvtepi32_ps(sum)}, load_scales<Zmm>(w, tile, group), total);
+}
+
+template <int BITS, Layout LAYOUT>
+static void few_of(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
+  for (int64_t tile = first; tile < last; ++tile)
+    for (int64_t token = 0; token < x.tokens; ++token) {
+      Reader<BITS, LAYOUT> reader(w, tile);
+      const int8_t* a = x.codes + token * x.stride;
+      Zmm total = Zmm::set(0);
+      for (int64_t group = 0; group < w.groups; ++group) {
+        __m512i s0 = correction(w, x, token, group), s1 = _mm512_setzero_si512(), s2 = s1, s3 = s1;
+        int64_t steps = w.steps - group * w.group_steps();
+        if (steps > w.group_steps()) steps = w.group_steps();
+        for (; steps >= 4; steps -= 4, a += 16) {  // four sums hide the latency of a product
+          s0 = _mm512_dpbusd_epi32(s0, reader.next(), four_inputs(a));
+          s1 = _mm512_dpbusd_epi32(s1, reader.next(), four_inputs(a + 4));
+          s2 = _mm512_dpbusd_epi32(s2, reader.next(), four_inputs(a + 8));
+          s3 = _mm512_dpbusd_epi32(s3, reader.next(), four_inputs(a + 12));
+        }
+        for (; steps > 0; --steps, a += 4) s0 = _mm512_dpbusd_epi32(s0, reader.next(), four_inputs(a));
+        const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(s0, s1), _mm512_add_epi32(s2, s3));
+        total = scaled(w, tile, group, sum, total);
+      }
+      emit(out, w.n, tile, token, Zmm::mul(total, Zmm::set(x.scale[token])));
+    }
+}
+
+template <int BITS, Layout LAYOUT>
+static void expand_tile(const Packed& w, int64_t tile, uint8_t* codes) {
+  Reader<BITS, LAYOUT> reader(w, tile);
+  for (int64_t step = 0; step < w.steps; ++step) _mm512_storeu_si512(codes + kStepPositions * step, reader.next());
+}
+
+// TILES tiles from `tile` on times TOKENS tokens from `token` on; the tiles' codes lie `apart` bytes apart.
+template <int TILES, int TOKENS>
+static inline void block(const Packed& w, const uint8_t* codes, int64_t apart, int64_t tile, const Quantized& x,
+                         int64_t token, const Output& out) {
+  const int8_t* a = x.codes + token * x.stride;
+  Zmm total[TILES][TOKENS];
+  for (auto& of_tile : total)
+    for (Zmm& one : of_tile) one = Zmm::set(0);
+  for (int64_t group = 0, step = 0; group < w.groups; ++group) {
+    __m512i sum[TILES][TOKENS];
+    for (int t = 0; t < TOKENS; ++t)
+      for (int i = 0; i < TILES; ++i) sum[i][t] = correction(w, x, token + t, group);
+    const int64_t end = step + w.group_steps() < w.steps ? step + w.group_steps() : w.steps;
+    for (; step < end; ++step) {
+      __m512i column[TILES];
+      for (int i = 0; i < TILES; ++i) column[i] = _mm512_loadu_si512(codes + i * apart + kStepPositions * step);
+      for (int t = 0; t < TOKENS; ++t) {
+        const __m512i four = four_inputs(a + t * x.stride + kStepInputs * step);
+        for (int i = 0; i < TILES; ++i) sum[i][t] = _mm512_dpbusd_epi32(sum[i][t], column[i], four);
+      }
+    }
+    for (int i = 0; i < TILES; ++i) {
+      const Zmm scales = load_scales<Zmm>(w, tile + i, group);
+      for (int t = 0; t < TOKENS; ++t) total[i][t] = Zmm::fma({_mm512_cvtepi32_ps(sum[i][t])}, scales, total[i][t]);
+    }
+  }
+  for (int i = 0; i < TILES; ++i)
+    for (int t = 0; t < TOKENS; ++t)
+      emit(out, w.n, tile + i, token + t, Zmm::mul(total[i][t], Zmm::set(x.scale[token + t])));
+}
+
+// As many sums as registers hold: 24 in all, half of them where groups need a second set.
+template <int TILES>
+static void blocks(const Packed& w, const uint8_t* codes, int64_t apart, int64_t tile, const Quantized& x,
+                   const Output& out) {
+  int64_t token = 0;
+  if (w.groups == 1)
+    for (; token + 12 <= x.tokens; token += 12) block<TILES, 12>(w, codes, apart, tile, x, token, out);
+  for (; token + 6 <= x.tokens; token += 6) block<TILES, 6>(w, codes, apart, tile, x, token, out);
+  for (; token + 2 <= x.tokens; token += 2) block<TILES, 2>(w, codes, apart, tile, x, token, out);
+  for (; token < x.tokens; ++token) block<TILES, 1>(w, codes, apart, tile, x, token, out);
+}
+
+template <int BITS, Layout LAYOUT>
+static void many_of(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last,
+                    uint8_t* scratch) {
+  const bool in_place = LAYOUT == Layout::dense && BITS == 8;
+  const int64_t apart = w.steps * kStepPositions;
+  for (int64_t tile = first; tile < last; tile += 2) {
+    const bool pair = tile + 1 < last;
+    const uint8_t* codes = scratch;
+    if (in_place) {
+      codes = w.values + tile_start(w, tile);
+    } else {
+      expand_tile<BITS, LAYOUT>(w, tile, scratch);
+      if (pair) expand_tile<BITS, LAYOUT>(w, tile + 1, scratch + apart);
+    }
+    pair ? blocks<2>(w, codes, apart, tile, x, out) : blocks<1>(w, codes, apart, tile, x, out);
+  }
+}
+
+struct Avx512 {
+  using Vector = Zmm;
+
+  static const uint8_t* expand_step(const Packed& w, const uint8_t* values, uint64_t mask, uint8_t* codes) {
+    const __m512i stored = w.bits == 8 ? load_codes<8>(values) : load_codes<4>(values);
+    const __m512i zero = _mm512_set1_epi8(char(w.zero_code()));
+    _mm512_storeu_si512(codes, _mm512_mask_expand_epi8(zero, __mmask64(mask), stored));
+    return values + bytes_of(count_ones(mask), w.bits);
+  }
+};
+
+// Calls f<BITS, LAYOUT>(arguments…) for the matrix at hand.
+#define EDGESLIM_BY_LAYOUT(f, bits, ...)                                     \
+  switch (w.layout) {                                                        \
+    case Layout::dense: return f<bits, Layout::dense>(__VA_ARGS__);          \
+    case Layout::bitmap: return f<bits, Layout::bitmap>(__VA_ARGS__);        \
+    case Layout::nm: return f<bits, Layout::nm>(__VA_ARGS__);                \
+  }
+
+void few(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
+  if (w.bits == 8) EDGESLIM_BY_LAYOUT(few_of, 8, w, x, out, first, last)
+  EDGESLIM_BY_LAYOUT(few_of, 4, w, x, out, first, last)
+}
+
+void many(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last, uint8_t* scratch) {
+  if (w.bits == 8) EDGESLIM_BY_LAYOUT(many_of, 8, w, x, out, first, last, scratch)
+  EDGESLIM_BY_LAYOUT(many_of, 4, w, x, out, first, last, scratch)
+}
+
+bool available() { return cpu().avx512; }
+
+}  // namespace
+
+const Kernels kAvx512 = {"avx512-vnni", available, prologue<Zmm>, quantize<Zmm>, few, many, floats<Avx512>};
+
+}  // namespace edgeslim
+
+#endif

@@ -1,0 +1,182 @@
+// Everything but integer products, once for all instruction sets, over a vector V of 16 floats.
+//
+// V has load, load_some(p, count: the rest zero), store, store_some, set, add, sub, mul, div, fma(a, b, c) = a b + c,
+// min, max, abs, round (to even), power_of_two (of an integral value), to_codes (16 int8 from integral values),
+// from_int32, from_half, from_codes (byte `input` of each of 16 groups of four) and expand_single, expand_half (stored
+// floats to the lanes that a mask names). Each is one IEEE operation, so that every V gives the same bits.
+// An instruction set is a struct with its Vector and expand_step, which writes the 64 codes of a step of integer values
+// and returns where the next step's values begin.
+#pragma once
+
+#include <cmath>
+
+#include "packed_linear/kernels.h"
+
+namespace edgeslim {
+
+// e^x with a relative error below 2e-7; x is clamped to [-87, 88].
+template <class V>
+static inline V exponential(V x) {
+  x = V::min(V::set(88.0f), V::max(V::set(-87.0f), x));
+  const V n = V::round(V::mul(x, V::set(1.44269504f)));
+  V r = V::fma(n, V::set(-0.693145752f), x);  // ln 2 in two parts
+  r = V::fma(n, V::set(-1.42860677e-6f), r);
+  V p = V::set(1.0f / 720);
+  p = V::fma(p, r, V::set(1.0f / 120));
+  p = V::fma(p, r, V::set(1.0f / 24));
+  p = V::fma(p, r, V::set(1.0f / 6));
+  p = V::fma(p, r, V::set(0.5f));
+  p = V::fma(p, r, V::set(1.0f));
+  p = V::fma(p, r, V::set(1.0f));
+  return V::mul(p, V::power_of_two(n));
+}
+
+template <class V>
+static inline V silu(V x) {
+  return V::div(x, V::add(V::set(1.0f), exponential(V::sub(V::set(0), x))));
+}
+
+template <class V>
+static inline float sum_of_lanes(V v) {
+  float lane[16];
+  v.store(lane);
+  for (int width = 8; width; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  return lane[0];
+}
+
+template <class V>
+static inline float max_of_lanes(V v) {
+  float lane[16], most = 0;
+  v.store(lane);
+  for (float one : lane) most = one > most ? one : most;
+  return most;
+}
+
+template <class V>
+static void prologue(const Prologue& in, int64_t token, int64_t k, int64_t padded, float* t) {
+  const float* x = in.x + token * in.x_stride;
+  const float* gate = in.gate ? in.gate + token * in.gate_stride : nullptr;
+  V squares = V::set(0);
+  for (int64_t i = 0; i < padded; i += 16) {
+    const int64_t count = k - i < 16 ? (k > i ? k - i : 0) : 16, room = padded - i < 16 ? padded - i : 16;
+    V v = V::load_some(x + i, count);
+    if (gate) v = V::mul(v, silu(V::load_some(gate + i, count)));
+    squares = V::fma(v, v, squares);
+    v.store_some(t + i, room);
+  }
+  if (!in.norm) return;
+  const float inverse = 1.0f / std::sqrt(sum_of_lanes(squares) / float(k) + in.epsilon);
+  for (int64_t i = 0; i < k; i += 16) {
+    const int64_t count = k - i < 16 ? k - i : 16;
+    V::mul(V::mul(V::load_some(t + i, count), V::set(inverse)), V::load_some(in.norm + i, count))
+        .store_some(t + i, count);
+  }
+}
+
+template <class V>
+static void quantize(const float* t, int64_t k, int64_t padded, int8_t* codes, float* scale) {
+  V most = V::set(0);
+  for (int64_t i = 0; i < k; i += 16) most = V::max(most, V::abs(V::load_some(t + i, k - i < 16 ? k - i : 16)));
+  const float largest = max_of_lanes(most);
+  const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+  *scale = largest / 127.0f;
+  for (int64_t i = 0; i < padded; i += 16) {
+    const int64_t count = k - i < 16 ? (k > i ? k - i : 0) : 16;
+    int8_t sixteen[16];
+    V::round(V::mul(V::load_some(t + i, count), V::set(inverse))).to_codes(sixteen);
+    std::memcpy(codes + i, sixteen, padded - i < 16 ? padded - i : 16);
+  }
+}
+
+// Scales of one group of a tile.
+template <class V>
+static inline V load_scales(const Packed& w, int64_t tile, int64_t group) {
+  const int64_t at = (tile * w.groups + group) * kTileRows;
+  if (w.scale_type == ScaleType::half) return V::from_half(static_cast<const uint16_t*>(w.scales) + at);
+  return V::load(static_cast<const float*>(w.scales) + at);
+}
+
+// Adds bias and residual to 16 outputs of one token and writes those that exist.
+template <class V>
+static inline void emit(const Output& out, int64_t n, int64_t tile, int64_t token, V total) {
+  const int64_t first = tile * kTileRows, count = n - first < kTileRows ? n - first : kTileRows;
+  if (out.bias) total = V::add(total, V::load_some(out.bias + first, count));
+  if (out.residual) total = V::add(total, V::load_some(out.residual + token * out.residual_stride + first, count));
+  total.store_some(out.y + token * out.y_stride + first, count);
+}
+
+// ---- float32 activations -------------------------------------------------------------------------------------------
+
+static inline uint64_t step_mask(const Packed& w, int64_t tile, int64_t step) {
+  return w.layout == Layout::dense ? ~uint64_t{0} : load_mask(tile_masks(w, tile), step);
+}
+
+// One integer step as 4 inputs of 16 weights each, scaled.
+template <class Isa, class V = typename Isa::Vector>
+static inline const uint8_t* integer_step(const Packed& w, const uint8_t* values, uint64_t mask, V scale, float* out) {
+  uint8_t codes[kStepPositions];
+  values = Isa::expand_step(w, values, mask, codes);
+  const V zero = V::set(float(w.zero_code()));
+  for (int j = 0; j < 4; ++j) V::mul(V::sub(V::from_codes(codes, j), zero), scale).store(out + 16 * j);
+  return values;
+}
+
+template <class V>
+static inline const uint8_t* float_step(const Packed& w, const uint8_t* values, uint64_t mask, float* out) {
+  for (int j = 0; j < 4; ++j) {
+    const uint32_t sixteen = uint32_t(mask >> (16 * j)) & 0xffff;
+    const V v = w.bits == 32 ? V::expand_single(values, sixteen) : V::expand_half(values, sixteen);
+    v.store(out + 16 * j);
+    values += count_ones(sixteen) * (w.bits / 8);
+  }
+  return values;
+}
+
+// Expands steps [first, last) of a tile into out [inputs, 16]; `values` moves on.
+template <class Isa, class V = typename Isa::Vector>
+static inline const uint8_t* expand_floats(const Packed& w, int64_t tile, int64_t first, int64_t last,
+                                           const uint8_t* values, float* out) {
+  for (int64_t step = first; step < last; ++step, out += kStepPositions) {
+    const uint64_t mask = step_mask(w, tile, step);
+    values = w.is_integer() ? integer_step<Isa>(w, values, mask, load_scales<V>(w, tile, step / w.group_steps()), out)
+                            : float_step<V>(w, values, mask, out);
+  }
+  return values;
+}
+
+// sums [TOKENS, 16] += x [TOKENS, inputs] times weights [inputs, 16].
+template <class V, int TOKENS>
+static inline void float_block(const float* weights, int64_t inputs, const float* x, int64_t stride, float* sums) {
+  V total[TOKENS];
+  for (int t = 0; t < TOKENS; ++t) total[t] = V::load(sums + 16 * t);
+  for (int64_t i = 0; i < inputs; ++i) {
+    const V column = V::load(weights + 16 * i);
+    for (int t = 0; t < TOKENS; ++t) total[t] = V::fma(V::set(x[t * stride + i]), column, total[t]);
+  }
+  for (int t = 0; t < TOKENS; ++t) total[t].store(sums + 16 * t);
+}
+
+template <class Isa, class V = typename Isa::Vector>
+static void floats(const Packed& w, const Floats& in, const Output& out, int64_t first, int64_t last, float* scratch) {
+  float* const sums = scratch + 16 * kFloatChunk;
+  constexpr int64_t kChunkSteps = kFloatChunk / kStepInputs;
+  for (int64_t tile = first; tile < last; ++tile) {
+    const uint8_t* values = w.values + tile_start(w, tile);
+    std::memset(sums, 0, sizeof(float) * 16 * in.tokens);
+    for (int64_t step = 0; step < w.steps; step += kChunkSteps) {
+      const int64_t end = step + kChunkSteps < w.steps ? step + kChunkSteps : w.steps;
+      values = expand_floats<Isa>(w, tile, step, end, values, scratch);
+      const float* x = in.x + step * kStepInputs;
+      const int64_t inputs = (end - step) * kStepInputs;
+      int64_t token = 0;
+      for (; token + 8 <= in.tokens; token += 8)
+        float_block<V, 8>(scratch, inputs, x + token * in.stride, in.stride, sums + 16 * token);
+      for (; token < in.tokens; ++token)
+        float_block<V, 1>(scratch, inputs, x + token * in.stride, in.stride, sums + 16 * token);
+    }
+    for (int64_t token = 0; token < in.tokens; ++token) emit(out, w.n, tile, token, V::load(sums + 16 * token));
+  }
+}
+
+}  // namespace edgeslim

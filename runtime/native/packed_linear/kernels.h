@@ -1,0 +1,74 @@
+// The table of kernel variants: what dispatch, tests and benchmarks all read. The scalar variant is the specification.
+//
+// Integer paths give the same bits in every variant: sums of products are exact in 32 bits, and what follows is written
+// once (generic.h) over vectors of 16 floats, with every fused multiply-add spelled out.
+#pragma once
+
+#include <cstdint>
+
+#include "packed_linear/layout.h"
+
+namespace edgeslim {
+
+// Activations of `tokens` tokens in 8 bits: codes [tokens, stride] in [-127, 127], zero from k to the next multiple
+// of 4 and readable for 64 bytes more; sums [tokens, groups] of the codes of each weight group; scale [tokens].
+struct Quantized {
+  const int8_t* codes = nullptr;
+  const int32_t* sums = nullptr;
+  const float* scale = nullptr;
+  int64_t tokens = 0, stride = 0;
+};
+
+// The same in float32: x [tokens, stride], zero from k to the next multiple of 4.
+struct Floats {
+  const float* x = nullptr;
+  int64_t tokens = 0, stride = 0;
+};
+
+// y [tokens, y_stride], and what is added to the product: bias [n], residual [tokens, residual_stride], or null.
+struct Output {
+  float* y = nullptr;
+  int64_t y_stride = 0;
+  const float* bias = nullptr;
+  const float* residual = nullptr;
+  int64_t residual_stride = 0;
+};
+
+// What a token goes through before the product, from columns of wider tensors:
+// t = x * silu(gate) where there is a gate; then t = t / rms(t) * norm where there is a norm.
+struct Prologue {
+  const float* x = nullptr;
+  int64_t x_stride = 0;
+  const float* gate = nullptr;
+  int64_t gate_stride = 0;
+  const float* norm = nullptr;
+  float epsilon = 0;
+};
+
+struct Kernels {
+  const char* isa;
+  bool (*available)();
+  // One token's floats t [k]; zero-fills up to `padded`.
+  void (*prologue)(const Prologue&, int64_t token, int64_t k, int64_t padded, float* t);
+  // Codes [padded] and scale of t [k].
+  void (*quantize)(const float* t, int64_t k, int64_t padded, int8_t* codes, float* scale);
+  // Tiles [first, last) times every token, masks read anew for each token: for one or few.
+  void (*few)(const Packed&, const Quantized&, const Output&, int64_t first, int64_t last);
+  // The same, each tile expanded once into `scratch` [2, steps, 64] and used for every token.
+  void (*many)(const Packed&, const Quantized&, const Output&, int64_t first, int64_t last, uint8_t* scratch);
+  // The same with float32 activations; `scratch` holds 16 * kFloatChunk floats and 16 floats a token.
+  void (*floats)(const Packed&, const Floats&, const Output&, int64_t first, int64_t last, float* scratch);
+};
+
+constexpr int64_t kFloatChunk = 256;  // inputs of a tile that are expanded to float32 at a time
+constexpr int64_t kFew = 3;           // up to so many tokens `few` is faster
+
+extern const Kernels kScalar, kAvx2, kAvx512, kNeon;
+
+// The variants compiled into this library, best first, ended by null.
+const Kernels* const* variants();
+
+// The best one that this processor runs, or the one that the environment variable EDGESLIM_ISA names.
+const Kernels& chosen();
+
+}  // namespace edgeslim

@@ -1,0 +1,103 @@
+#include "packed_linear/layout.h"
+
+namespace edgeslim {
+namespace {
+
+constexpr int64_t kMostOutputs = int64_t{1} << 31;  // with the next: every product of sizes stays below 2^63
+constexpr int64_t kMostInputs = int64_t{1} << 24;
+constexpr int64_t kLongestSum = 65536;          // inputs: 255 * 127 * 65536 still fits 32 bits
+
+using Long = long long;
+
+Fault check_numbers(const Packed& w) {
+  if (w.n < 1 || w.n >= kMostOutputs || w.k < 1 || w.k >= kMostInputs)
+    return fault("n must be in [1, 2^31) and k in [1, 2^24), got %lld and %lld", Long(w.n), Long(w.k));
+  if (w.bits != 4 && w.bits != 8 && w.bits != 16 && w.bits != 32)
+    return fault("bits must be 4, 8, 16 or 32, got %lld", Long(w.bits));
+  if (w.is_integer() && w.k > kLongestSum)
+    return fault("k must be at most %lld for integer values, got %lld", Long(kLongestSum), Long(w.k));
+  if (w.group < 0 || w.group % kStepInputs || w.group >= kMostInputs || (w.group && !w.is_integer()))
+    return fault("group must be 0 or a multiple of 4, and 0 for float values, got %lld", Long(w.group));
+  if (w.is_integer() != (w.scale_type != ScaleType::none))
+    return fault("integer values need scales and float values have none");
+  if (w.layout == Layout::nm) {
+    if ((w.pattern_m != 2 && w.pattern_m != 4) || w.pattern_n < 1 || w.pattern_n >= w.pattern_m)
+      return fault("layout nm needs 0 < n < m and m 2 or 4, got %lld:%lld", Long(w.pattern_n), Long(w.pattern_m));
+  } else if (w.layout != Layout::dense && w.layout != Layout::bitmap) {
+    return fault("layout must be 0, 1 or 2, got %d", int(w.layout));
+  }
+  return {};
+}
+
+bool follows_pattern(uint64_t mask, const Packed& w) {
+  for (int64_t first = 0; first < kStepPositions; first += w.pattern_m) {
+    uint64_t group = 0;
+    for (int64_t i = 0; i < w.pattern_m; ++i) {
+      int64_t at = first + i;  // integers: inputs of one output stand side by side; floats: 16 apart
+      if (!w.is_integer()) {
+        int64_t input = at % kStepInputs, output = at / kStepInputs;
+        at = kTileRows * input + output;
+      }
+      group |= ((mask >> at) & 1) << i;
+    }
+    if (count_ones(group) != w.pattern_n) return false;
+  }
+  return true;
+}
+
+Fault check_masks(const Packed& w) {
+  for (int64_t tile = 0; tile < w.tiles; ++tile) {
+    int64_t bytes = 0;
+    const uint8_t* masks = tile_masks(w, tile);
+    for (int64_t step = 0; step < w.steps; ++step) {
+      const uint64_t mask = load_mask(masks, step);
+      bytes += bytes_of(count_ones(mask), w.bits);
+      if (w.layout == Layout::nm && !follows_pattern(mask, w))
+        return fault("masks: tile %lld, step %lld is not %lld:%lld", Long(tile), Long(step), Long(w.pattern_n),
+                     Long(w.pattern_m));
+    }
+    if (w.layout == Layout::bitmap && bytes != w.offsets[tile + 1] - w.offsets[tile])
+      return fault("offsets: tile %lld spans %lld bytes, its masks name %lld", Long(tile),
+                   Long(w.offsets[tile + 1] - w.offsets[tile]), Long(bytes));
+  }
+  return {};
+}
+
+// Offsets rise from 0 and stay within the values: only then may their differences be trusted.
+Fault check_offsets(const Packed& w, int64_t value_count) {
+  if (w.offsets[0] != 0) return fault("offsets must begin with 0, got %lld", Long(w.offsets[0]));
+  for (int64_t tile = 0; tile < w.tiles; ++tile) {
+    const int64_t here = w.offsets[tile], next = w.offsets[tile + 1];
+    if (next < here || next > value_count - kSlack)
+      return fault("offsets must rise and end 64 bytes before the %lld values do, got %lld after %lld",
+                   Long(value_count), Long(next), Long(here));
+  }
+  return {};
+}
+
+}  // namespace
+
+Fault check(Packed& w, const PackedSizes& sizes) {
+  if (Fault wrong = check_numbers(w)) return wrong;
+  w.tiles = ceil_div(w.n, kTileRows);
+  w.steps = ceil_div(w.k, kStepInputs);
+  w.groups = w.group ? ceil_div(w.k, w.group) : 1;
+  const int64_t stored = w.layout == Layout::nm ? kStepPositions * w.pattern_n / w.pattern_m : kStepPositions;
+  w.step_bytes = bytes_of(stored, w.bits);
+  const int64_t masks = w.layout == Layout::dense ? 0 : w.tiles * w.steps * 8;
+  const int64_t offsets = w.layout == Layout::bitmap ? w.tiles + 1 : 0;
+  const int64_t scales = w.is_integer() ? w.tiles * w.groups * kTileRows : 0;
+  if (sizes.masks != masks) return fault("masks must have %lld bytes, got %lld", Long(masks), Long(sizes.masks));
+  if (sizes.offsets != offsets) return fault("offsets must be %lld, got %lld", Long(offsets), Long(sizes.offsets));
+  if (sizes.scales != scales) return fault("scales must be %lld, got %lld", Long(scales), Long(sizes.scales));
+  if (sizes.values < kSlack) return fault("values must have at least 64 bytes, got %lld", Long(sizes.values));
+  if (w.layout == Layout::bitmap) {
+    if (Fault wrong = check_offsets(w, sizes.values)) return wrong;
+  } else {
+    const int64_t values = w.tiles * w.steps * w.step_bytes + kSlack;
+    if (sizes.values < values) return fault("values must have %lld bytes, got %lld", Long(values), Long(sizes.values));
+  }
+  return w.layout == Layout::dense ? Fault{} : check_masks(w);
+}
+
+}  // namespace edgeslim

@@ -1,0 +1,88 @@
+// The packed matrix: what its bytes mean, and the check that an untrusted one passes before a kernel sees it.
+//
+// A matrix W [n outputs, k inputs] is cut into TILES of 16 outputs, a tile into STEPS of 4 inputs: 64 positions a step.
+// tiles = ceil(n / 16), steps = ceil(k / 4). Outputs and inputs beyond n and k are padding and stand for zero.
+//
+// Position p of a step is  output 4-row-major  p = 4 * (output % 16) + input % 4   for integer values (bits 4, 8),
+//                          input-major         p = 16 * (input % 4) + output % 16  for float values (bits 16, 32).
+// The first is what four-way integer dot products eat; the second gives a vector of 16 outputs for each input.
+//
+// values   bytes of the stored positions of a step in ascending p, each step starting on a whole byte, tile after tile,
+//          followed by at least 64 bytes of padding that kernels may read.
+//          bits 8: q + 128; bits 4: q + 8, two a byte, the lower nibble first; bits 16, 32: IEEE half or single,
+//          little-endian. Other widths are reserved.
+// masks    64 bits a step, little-endian: bit p says that position p is stored. Layouts bitmap and nm.
+// offsets  int64 [tiles + 1]: where each tile's values begin, in bytes; the last one is their end. Layout bitmap.
+// scales   float or half [tiles, groups, 16]; groups = 1 where group is 0, else ceil(k / group), group a multiple of 4.
+//          A weight is q * scale. Float values have none.
+//
+// Layouts: dense   every position is stored;
+//          bitmap  those that the mask names, any number;
+//          nm      as bitmap, but each row has exactly pattern_n of every pattern_m (2 or 4) inputs, padding included,
+//                  so that every step takes the same number of bytes and no offsets are needed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "core/text.h"
+
+namespace edgeslim {
+
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kStepInputs = 4;
+constexpr int64_t kStepPositions = 64;
+constexpr int64_t kSlack = 64;  // readable bytes after the last value
+
+enum class Layout : int32_t { dense = 0, bitmap = 1, nm = 2 };
+enum class ScaleType : int32_t { none = 0, single = 1, half = 2 };
+
+struct Packed {
+  Layout layout = Layout::dense;
+  ScaleType scale_type = ScaleType::none;
+  int64_t n = 0, k = 0;
+  int64_t bits = 8, group = 0;
+  int64_t pattern_n = 0, pattern_m = 0;
+  const uint8_t* values = nullptr;
+  const uint8_t* masks = nullptr;
+  const int64_t* offsets = nullptr;
+  const void* scales = nullptr;
+  // Derived by `check`:
+  int64_t tiles = 0, steps = 0, groups = 1, step_bytes = 0;
+
+  bool is_integer() const { return bits <= 8; }
+  int64_t group_steps() const { return group ? group / kStepInputs : steps; }
+  int zero_code() const { return 1 << (bits - 1); }
+};
+
+// How many elements the tensors of an untrusted matrix really have.
+struct PackedSizes {
+  int64_t values = 0, masks = 0, offsets = 0, scales = 0;
+};
+
+// Checks sizes, offsets and counts of `packed` against `sizes` and fills in what is derived; empty where all is well.
+// Every mask is read once: afterwards no kernel can leave the tensors.
+Fault check(Packed& packed, const PackedSizes& sizes);
+
+// Functions in headers are static: each file of kernels is compiled for another instruction set, and the linker must not
+// let one serve for all.
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+static inline int64_t bytes_of(int64_t count, int64_t bits) { return (count * bits + 7) / 8; }
+
+static inline int count_ones(uint64_t mask) { return __builtin_popcountll(mask); }
+
+static inline uint64_t load_mask(const uint8_t* masks, int64_t index) {
+  uint64_t mask;
+  std::memcpy(&mask, masks + index * 8, 8);
+  return mask;
+}
+
+static inline int64_t tile_start(const Packed& w, int64_t tile) {
+  return w.layout == Layout::bitmap ? w.offsets[tile] : tile * w.steps * w.step_bytes;
+}
+
+static inline const uint8_t* tile_masks(const Packed& w, int64_t tile) { return w.masks + tile * w.steps * 8; }
+
+}  // namespace edgeslim

@@ -1,0 +1,80 @@
+// edgeslim::PackedLinear, version 1.
+//
+// y [..., n] = prologue(x) Wᵀ + bias + residual
+//   t = x[..., x_start : x_start + k];  with gate: t *= silu(gate[..., gate_start : gate_start + k])
+//   with norm: t = t / sqrt(mean(t²) + epsilon) * norm
+// Inputs      x, values, scales, masks?, offsets?, bias? [n], gate? [..., G], norm? [k], residual? [..., n]
+// Attributes  layout "dense" | "bitmap" | "nm"; n, k, bits, group, pattern_n, pattern_m: see layout.h;
+//             activations "int8" (one symmetric scale a token) | "float"; x_start, gate_start; epsilon
+#include "ort/op.h"
+#include "ort/packed_input.h"
+#include "packed_linear/linear.h"
+
+namespace edgeslim::ort {
+namespace {
+
+enum Input { kX, kValues, kScales, kMasks, kOffsets, kBias, kGate, kNorm, kResidual, kInputs };
+
+struct PackedLinear {
+  static constexpr const char* kName = "PackedLinear";
+  static constexpr std::size_t kInputCount = kInputs, kOutputCount = 1;
+  static ElementType input_type(std::size_t index) {
+    static constexpr ElementType types[] = {kFloat, kUint8, kUndefined, kUint8, kInt64, kFloat, kFloat, kFloat, kFloat};
+    return types[index];
+  }
+  static bool optional(std::size_t index) { return index > kScales; }
+  static ElementType output_type(std::size_t) { return kFloat; }
+
+  PackedLinear(const Api* api, const KernelInfo* info, Fault* wrong) : runtime(api) {
+    if ((*wrong = read_packed(runtime, info, kValues, &w))) return;
+    x_start = runtime.integer(info, "x_start", 0);
+    gate_start = runtime.integer(info, "gate_start", 0);
+    epsilon = runtime.number(info, "epsilon", 0);
+    activations = runtime.says(info, "activations", "float") ? Activations::single : Activations::int8;
+    if (x_start < 0 || gate_start < 0) *wrong = fault("x_start and gate_start must not be negative");
+  }
+
+  Fault compute(KernelContext* context) const {
+    Fault wrong;
+    const Tensor x = runtime.input(context, kX, &wrong), bias = runtime.input(context, kBias, &wrong);
+    const Tensor gate = runtime.input(context, kGate, &wrong), norm = runtime.input(context, kNorm, &wrong);
+    const Tensor residual = runtime.input(context, kResidual, &wrong);
+    if (wrong) return wrong;
+    if (x.shape.empty() || x_start + w.k > x.last())
+      return fault("x must have at least %lld columns, got %lld", (long long)(x_start + w.k), (long long)x.last());
+    const int64_t tokens = x.last() ? x.count() / x.last() : 0;
+    if (gate && (gate.shape.empty() || gate_start + w.k > gate.last() || gate.count() != tokens * gate.last()))
+      return fault("gate must have %lld rows of at least %lld columns", (long long)tokens,
+                   (long long)(gate_start + w.k));
+    if (bias && bias.count() != w.n) return fault("bias must have %lld entries", (long long)w.n);
+    if (norm && norm.count() != w.k) return fault("norm must have %lld entries", (long long)w.k);
+    if (residual && residual.count() != tokens * w.n) return fault("residual must have the shape of the output");
+    std::vector<int64_t> shape = x.shape;
+    shape.back() = w.n;
+    const Tensor y = runtime.output(context, 0, shape, &wrong);
+    if (wrong) return wrong;
+    const Prologue in{x.as<const float>() + x_start,
+                      x.last(),
+                      gate ? gate.as<const float>() + gate_start : nullptr,
+                      gate ? gate.last() : 0,
+                      norm ? norm.as<const float>() : nullptr,
+                      epsilon};
+    const Output out{y.as<float>(), w.n, bias ? bias.as<const float>() : nullptr,
+                     residual ? residual.as<const float>() : nullptr, w.n};
+    Runtime::Threads threads{&runtime, context};
+    if (!run_linear(w, chosen(), activations, in, tokens, out, Runtime::pool(&threads))) return fault("out of memory");
+    return {};
+  }
+
+  Runtime runtime;
+  Packed w;
+  Activations activations = Activations::int8;
+  int64_t x_start = 0, gate_start = 0;
+  float epsilon = 0;
+};
+
+}  // namespace
+
+const CustomOp* packed_linear() { return op<PackedLinear>(); }
+
+}  // namespace edgeslim::ort

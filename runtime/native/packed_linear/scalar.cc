@@ -1,0 +1,108 @@
+// The specification: every other variant is tested against this one.
+#include "core/half.h"
+#include "packed_linear/generic.h"
+
+namespace edgeslim {
+namespace {
+
+struct Sixteen {
+  float lane[16];
+
+  template <class F>
+  static Sixteen each(F f) {
+    Sixteen r;
+    for (int i = 0; i < 16; ++i) r.lane[i] = f(i);
+    return r;
+  }
+  using V = Sixteen;
+  static V load(const float* p) { return each([&](int i) { return p[i]; }); }
+  static V load_some(const float* p, int64_t count) { return each([&](int i) { return i < count ? p[i] : 0.0f; }); }
+  void store(float* p) const { std::memcpy(p, lane, sizeof lane); }
+  void store_some(float* p, int64_t count) const { std::memcpy(p, lane, sizeof(float) * count); }
+  static V set(float x) { return each([&](int) { return x; }); }
+  static V add(V a, V b) { return each([&](int i) { return a.lane[i] + b.lane[i]; }); }
+  static V sub(V a, V b) { return each([&](int i) { return a.lane[i] - b.lane[i]; }); }
+  static V mul(V a, V b) { return each([&](int i) { return a.lane[i] * b.lane[i]; }); }
+  static V div(V a, V b) { return each([&](int i) { return a.lane[i] / b.lane[i]; }); }
+  static V fma(V a, V b, V c) { return each([&](int i) { return std::fma(a.lane[i], b.lane[i], c.lane[i]); }); }
+  static V min(V a, V b) { return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; }); }
+  static V max(V a, V b) { return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; }); }
+  static V abs(V a) { return each([&](int i) { return std::fabs(a.lane[i]); }); }
+  static V round(V a) { return each([&](int i) { return std::nearbyintf(a.lane[i]); }); }
+  static V power_of_two(V a) { return each([&](int i) { return std::ldexp(1.0f, int(a.lane[i])); }); }
+  void to_codes(int8_t* p) const {
+    for (int i = 0; i < 16; ++i) p[i] = int8_t(lane[i]);
+  }
+  static V from_int32(const int32_t* p) { return each([&](int i) { return float(p[i]); }); }
+  static V from_codes(const uint8_t* p, int input) { return each([&](int i) { return float(p[4 * i + input]); }); }
+  static V from_half(const uint16_t* p) { return each([&](int i) { return half_to_float(p[i]); }); }
+  template <class F>
+  static V expand(uint32_t mask, F next) {
+    return each([&](int i) { return (mask >> i) & 1 ? next() : 0.0f; });
+  }
+  static V expand_single(const uint8_t* values, uint32_t mask) {
+    return expand(mask, [&] {
+      float x;
+      std::memcpy(&x, values, 4);
+      values += 4;
+      return x;
+    });
+  }
+  static V expand_half(const uint8_t* values, uint32_t mask) {
+    return expand(mask, [&] {
+      uint16_t x;
+      std::memcpy(&x, values, 2);
+      values += 2;
+      return half_to_float(x);
+    });
+  }
+};
+
+struct Scalar {
+  using Vector = Sixteen;
+
+  static const uint8_t* expand_step(const Packed& w, const uint8_t* values, uint64_t mask, uint8_t* codes) {
+    int64_t stored = 0;
+    for (int p = 0; p < kStepPositions; ++p) {
+      codes[p] = uint8_t(w.zero_code());
+      if (!((mask >> p) & 1)) continue;
+      codes[p] = w.bits == 8 ? values[stored] : (values[stored / 2] >> (4 * (stored % 2))) & 15;
+      ++stored;
+    }
+    return values + bytes_of(stored, w.bits);
+  }
+};
+
+void few(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
+  for (int64_t token = 0; token < x.tokens; ++token) {
+    const int8_t* a = x.codes + token * x.stride;
+    for (int64_t tile = first; tile < last; ++tile) {
+      const uint8_t* values = w.values + tile_start(w, tile);
+      Sixteen total = Sixteen::set(0);
+      for (int64_t group = 0; group < w.groups; ++group) {
+        int32_t sum[16];
+        for (int32_t& s : sum) s = -w.zero_code() * x.sums[token * w.groups + group];
+        const int64_t begin = group * w.group_steps(), end = begin + w.group_steps();
+        for (int64_t step = begin; step < (end < w.steps ? end : w.steps); ++step) {
+          uint8_t codes[kStepPositions];
+          values = Scalar::expand_step(w, values, step_mask(w, tile, step), codes);
+          for (int p = 0; p < kStepPositions; ++p) sum[p / 4] += codes[p] * a[4 * step + p % 4];
+        }
+        total = Sixteen::fma(Sixteen::from_int32(sum), load_scales<Sixteen>(w, tile, group), total);
+      }
+      emit(out, w.n, tile, token, Sixteen::mul(total, Sixteen::set(x.scale[token])));
+    }
+  }
+}
+
+void many(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last, uint8_t*) {
+  few(w, x, out, first, last);
+}
+
+bool always() { return true; }
+
+}  // namespace
+
+const Kernels kScalar = {"scalar", always, prologue<Sixteen>, quantize<Sixteen>, few, many, floats<Scalar>};
+
+}  // namespace edgeslim
