@@ -30,6 +30,7 @@ INTEGER_BITS, FLOAT_BITS = (4, 8), (16, 32)
 NM_PATTERNS = ((1, 2), (1, 4), (2, 4), (3, 4))
 """Patterns n:m of layout nm: those whose every step stores the same number of weights."""
 
+_VALUE_TYPES = {4: "u1", 8: "u1", 16: "<f2", 32: "<f4"}
 _TILES_AT_ONCE = 64  # bounds temporary copies to a few MB for any matrix
 
 
@@ -60,21 +61,27 @@ class Form:
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A packed matrix [n, k]: `values` uint8, `scales` float32 or float16 [tiles, groups, 16], `masks` uint8
+    """A packed matrix [n, k]: `values` uint8 (float16 or float32 for 16 and 32 bits), `scales` float32 or float16 [tiles, groups, 16], `masks` uint8
     [tiles, steps, 8], `offsets` int64 [tiles + 1]; what the form does not need is None."""
 
     form: Form
     n: int
     k: int
-    values: U8
+    values: Array
     scales: Array | None = None
     masks: U8 | None = None
     offsets: npt.NDArray[np.int64] | None = None
 
     @property
+    def tensors(self) -> dict[str, Array]:
+        """The tensors that there are, by the name of the operators' inputs."""
+        named = {"values": self.values, "scales": self.scales, "masks": self.masks, "offsets": self.offsets}
+        return {name: array for name, array in named.items() if array is not None}
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(part.nbytes for part in (self.values, self.scales, self.masks, self.offsets) if part is not None)
+        return sum(array.nbytes for array in self.tensors.values())
 
     @property
     def stored(self) -> int:
@@ -191,7 +198,7 @@ def _assemble(form: Form, n: int, k: int, entries: Array, keep: Array, scales: A
         form=form,
         n=n,
         k=k,
-        values=np.concatenate([*values, np.zeros(SLACK, np.uint8)]),
+        values=np.concatenate([*values, np.zeros(SLACK, np.uint8)]).view(_VALUE_TYPES[form.bits]),
         scales=None if scales is None else _tiled_scales(scales, tiles),
         masks=None if form.layout == "dense" else np.concatenate(masks),
         offsets=offsets if form.layout == "bitmap" else None,
@@ -277,14 +284,9 @@ def _mask_bits(packed: Packed, tiles: int, steps: int) -> Array:
 
 def _stored_values(packed: Packed, keep: Array) -> Array:
     """Return the stored values in order, as float32 (integers without their scale)."""
-    values, bits = packed.values[:-SLACK], packed.form.bits
-    count = int(keep.sum())
-    if bits == 32:
-        return values.view("<f4")[:count]
-    if bits == 16:
-        return values.view("<f2")[:count].astype(np.float32)
-    if bits == 8:
-        return values[:count].astype(np.float32) - 128
+    values, bits, count = packed.values, packed.form.bits, int(keep.sum())
+    if bits != 4:
+        return values[:count].astype(np.float32) - (128 if bits == 8 else 0)
     nibbles = np.stack([values & 15, values >> 4], axis=-1).reshape(-1)
     return nibbles[_nibble_places(keep.sum(axis=-1))].astype(np.float32) - 8
 

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -53,10 +54,8 @@ def _places() -> list[Path]:
     """Return where the library may lie: built in a checkout, inside this package, or beside the installed one."""
     here = Path(__file__).parent
     places = [here.parent / "build" / "native" / library_name(), here / library_name()]
-    try:
+    with suppress(metadata.PackageNotFoundError):
         places.append(Path(str(metadata.distribution("edgeslim").locate_file(f"edgeslim/runtime/{library_name()}"))))
-    except metadata.PackageNotFoundError:
-        pass
     return places
 
 
@@ -194,5 +193,9 @@ def _matrix(attributes: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any
         scale_type=_SCALES[None if scales is None else str(scales.dtype)],
         **{name: attributes.get(name, 0) for name in ("n", "k", "bits", "group", "pattern_n", "pattern_m")},
         **{name: None if array is None else array.ctypes.data for name, array in arrays.items()},
-        **{f"{name[:-1]}_count": 0 if array is None else array.size for name, array in arrays.items()},
+        **{f"{name[:-1]}_count": 0 if array is None else _count(name, array) for name, array in arrays.items()},
     )
+
+
+def _count(name: str, array: npt.NDArray[Any]) -> int:
+    return array.nbytes if name == "values" else array.size

@@ -6,7 +6,7 @@
 
 namespace edgeslim::ort {
 
-// Inputs first … first + 3 are values, scales, masks and offsets; all must be constant.
+// Inputs first … first + 3 are values, scales, masks and offsets; those given must be constant.
 inline Fault read_packed(const Runtime& runtime, const KernelInfo* info, std::size_t first, Packed* w) {
   Fault wrong;
   w->layout = runtime.says(info, "layout", "bitmap") ? Layout::bitmap
@@ -23,7 +23,9 @@ inline Fault read_packed(const Runtime& runtime, const KernelInfo* info, std::si
   const Tensor values = runtime.constant(info, first, &wrong), scales = runtime.constant(info, first + 1, &wrong);
   const Tensor masks = runtime.constant(info, first + 2, &wrong), offsets = runtime.constant(info, first + 3, &wrong);
   if (wrong) return wrong;
-  if (!values || values.type != kUint8) return fault("values must be a constant uint8 tensor");
+  const ElementType expected = w->bits == 32 ? kFloat : w->bits == 16 ? kFloat16 : kUint8;
+  if (!values || values.type != expected)
+    return fault("values must be a constant tensor: uint8 for 4 and 8 bits, float16 for 16, float for 32");
   if (scales && scales.type != kFloat && scales.type != kFloat16) return fault("scales must be float or float16");
   if (masks && masks.type != kUint8) return fault("masks must be uint8");
   if (offsets && offsets.type != kInt64) return fault("offsets must be int64");
@@ -35,7 +37,8 @@ inline Fault read_packed(const Runtime& runtime, const KernelInfo* info, std::si
   w->masks = masks.as<const uint8_t>();
   w->offsets = offsets.as<const int64_t>();
   const auto count = [](const Tensor& t) { return t ? t.count() : 0; };
-  return check(*w, {count(values), count(masks), count(offsets), count(scales)});
+  const int64_t value_bytes = count(values) * (w->bits > 8 ? w->bits / 8 : 1);
+  return check(*w, {value_bytes, count(masks), count(offsets), count(scales)});
 }
 
 }  // namespace edgeslim::ort

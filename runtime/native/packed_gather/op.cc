@@ -1,7 +1,7 @@
 // edgeslim::PackedGather, version 1: rows of a packed matrix, as an embedding is read.
 //
 // y [..., k] = W[ids [...]]
-// Inputs      ids (int64), values, scales, masks?, offsets?
+// Inputs      ids (int64), values, scales?, masks?, offsets?
 // Attributes  layout, n, k, bits, group, pattern_n, pattern_m: see packed_linear/layout.h
 #include "core/half.h"
 #include "ort/op.h"
@@ -15,10 +15,10 @@ struct PackedGather {
   static constexpr const char* kName = "PackedGather";
   static constexpr std::size_t kInputCount = 5, kOutputCount = 1;
   static ElementType input_type(std::size_t index) {
-    static constexpr ElementType types[] = {kInt64, kUint8, kUndefined, kUint8, kInt64};
+    static constexpr ElementType types[] = {kInt64, kUndefined, kUndefined, kUint8, kInt64};
     return types[index];
   }
-  static bool optional(std::size_t index) { return index > 2; }
+  static bool optional(std::size_t index) { return index > 1; }
   static ElementType output_type(std::size_t) { return kFloat; }
 
   PackedGather(const Api* api, const KernelInfo* info, Fault* wrong) : runtime(api) {

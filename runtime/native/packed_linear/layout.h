@@ -10,7 +10,7 @@
 // values   bytes of the stored positions of a step in ascending p, each step starting on a whole byte, tile after tile,
 //          followed by at least 64 bytes of padding that kernels may read.
 //          bits 8: q + 128; bits 4: q + 8, two a byte, the lower nibble first; bits 16, 32: IEEE half or single,
-//          little-endian. Other widths are reserved.
+//          little-endian. Other widths are reserved. As tensors: uint8, uint8, float16, float.
 // masks    64 bits a step, little-endian: bit p says that position p is stored. Layouts bitmap and nm.
 // offsets  int64 [tiles + 1]: where each tile's values begin, in bytes; the last one is their end. Layout bitmap.
 // scales   float or half [tiles, groups, 16]; groups = 1 where group is 0, else ceil(k / group), group a multiple of 4.

@@ -3,7 +3,7 @@
 // y [..., n] = prologue(x) Wᵀ + bias + residual
 //   t = x[..., x_start : x_start + k];  with gate: t *= silu(gate[..., gate_start : gate_start + k])
 //   with norm: t = t / sqrt(mean(t²) + epsilon) * norm
-// Inputs      x, values, scales, masks?, offsets?, bias? [n], gate? [..., G], norm? [k], residual? [..., n]
+// Inputs      x, values, scales?, masks?, offsets?, bias? [n], gate? [..., G], norm? [k], residual? [..., n]
 // Attributes  layout "dense" | "bitmap" | "nm"; n, k, bits, group, pattern_n, pattern_m: see layout.h;
 //             activations "int8" (one symmetric scale a token) | "float"; x_start, gate_start; epsilon
 #include "ort/op.h"
@@ -19,10 +19,10 @@ struct PackedLinear {
   static constexpr const char* kName = "PackedLinear";
   static constexpr std::size_t kInputCount = kInputs, kOutputCount = 1;
   static ElementType input_type(std::size_t index) {
-    static constexpr ElementType types[] = {kFloat, kUint8, kUndefined, kUint8, kInt64, kFloat, kFloat, kFloat, kFloat};
+    static constexpr ElementType types[] = {kFloat, kUndefined, kUndefined, kUint8, kInt64, kFloat, kFloat, kFloat, kFloat};
     return types[index];
   }
-  static bool optional(std::size_t index) { return index > kScales; }
+  static bool optional(std::size_t index) { return index > kValues; }
   static ElementType output_type(std::size_t) { return kFloat; }
 
   PackedLinear(const Api* api, const KernelInfo* info, Fault* wrong) : runtime(api) {

@@ -1,0 +1,290 @@
+"""Function bodies of the operators of domain `edgeslim`, in standard operators.
+
+A node whose operator carries such a body runs everywhere: stock onnxruntime inlines it and unpacks the constant matrix
+once when the model is loaded (constant folding); where the kernel library is registered, its kernel runs instead.
+Bodies differ by the form of the matrix and by which optional inputs are there, so each variant in use is one ONNX
+function of the same name under an overload of its own.
+
+`runtime/native/packed_linear/layout.h` says what the tensors mean, `packed_linear/op.cc` and `packed_gather/op.cc` what
+the operators compute. Offsets are not read here: values lie without gaps, so that counting the masks gives them.
+"""
+
+from dataclasses import dataclass
+
+import onnx
+import onnx.parser
+import onnx_ir as ir
+
+from edgeslim.exporters.packed import Form
+
+DOMAIN = "edgeslim"
+VERSION = 1
+LINEAR, GATHER = "PackedLinear", "PackedGather"
+LINEAR_INPUTS = ("x", "values", "scales", "masks", "offsets", "bias", "gate", "norm", "residual")
+GATHER_INPUTS = ("ids", "values", "scales", "masks", "offsets")
+OPTIONAL = LINEAR_INPUTS[5:]
+OPSET = 23
+"""Opset of the bodies: the first with RMSNormalization."""
+
+_MATRIX = ("layout", "n", "k", "bits", "group", "pattern_n", "pattern_m")
+_LINEAR_ATTRIBUTES = (*_MATRIX, "activations", "x_start", "gate_start", "epsilon")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearVariant:
+    """Which body a PackedLinear node needs: the form of its matrix, the activations, the optional inputs it has."""
+
+    form: Form
+    activations: str = "int8"
+    optional: frozenset[str] = frozenset()
+
+    @property
+    def overload(self) -> str:
+        """Name of the overload."""
+        return "_".join([form_name(self.form), self.activations, *(n for n in OPTIONAL if n in self.optional)])
+
+
+def form_name(form: Form) -> str:
+    """Return the form in a word, such as ``bitmap_int4g64`` or ``nm2of4_fp16``."""
+    pattern = "" if form.pattern is None else f"{form.pattern[0]}of{form.pattern[1]}"
+    kind = f"int{form.bits}" if form.is_integer else f"fp{form.bits}"
+    return f"{form.layout}{pattern}_{kind}" + (f"g{form.group}" if form.group else "")
+
+
+def linear_function(variant: LinearVariant) -> ir.Function:
+    """Return the body of PackedLinear for `variant`."""
+    form = variant.form
+    rounded = variant.activations == "int8" and form.is_integer
+    lines = [*_matrix_lines(form), *_prologue_lines(variant.optional)]
+    if rounded:
+        lines += _QUANTIZE
+    if rounded and form.bits == 8 and not form.group:
+        lines += _INTEGER_PRODUCT
+    else:
+        lines += [*_weight_lines(form), *(_ROUNDED_PRODUCT if rounded else _FLOAT_PRODUCT)]
+    total = "product"
+    for name in ("bias", "residual"):
+        if name in variant.optional:
+            lines.append(f"with_{name} = Add({total}, {name})")
+            total = f"with_{name}"
+    lines.append(f"y = Identity({total})")
+    return _function(LINEAR, variant.overload, LINEAR_INPUTS, _LINEAR_ATTRIBUTES, lines)
+
+
+def gather_function(form: Form) -> ir.Function:
+    """Return the body of PackedGather for a matrix of `form`; its overload is `form_name(form)`."""
+    lines = [*_matrix_lines(form), "rows = Gather <axis = 0> (codes, ids)", "as_float = Cast <to = 1> (rows)"]
+    if form.is_integer:
+        lines += [*_spread_lines(form), "row_scales = Gather <axis = 0> (spread, ids)", "y = Mul(as_float, row_scales)"]
+    else:
+        lines.append("y = Identity(as_float)")
+    return _function(GATHER, form_name(form), GATHER_INPUTS, _MATRIX, lines)
+
+
+def _function(
+    name: str, overload: str, inputs: tuple[str, ...], attributes: tuple[str, ...], lines: list[str]
+) -> ir.Function:
+    text = (
+        f'<opset_import: ["" : {OPSET}], domain: "{DOMAIN}", overload: "{overload}">\n'
+        f"{name} <{', '.join(attributes)}> ({', '.join(inputs)}) => (y) {{\n  " + "\n  ".join(lines) + "\n}"
+    )
+    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
+
+
+def _matrix_lines(form: Form) -> list[str]:
+    """`codes` [n, k]: int8 where values are integers, else their floats; `factors` [n, groups] float."""
+    lines = [*_SIZES, *_elements_lines(form.bits)]
+    lines += _DENSE_GRID if form.layout == "dense" else [*_MASK_BITS, *_expand_lines(form)]
+    if form.layout == "dense" and form.is_integer:
+        lines += [*_signed_lines(form.bits, "grid"), "settled = Cast <to = 3> (signed)"]
+    elif form.layout == "dense":
+        lines.append("settled = Identity(grid)")
+    order, inner = ("0, 2, 1, 3", "sixteen, four") if form.is_integer else ("0, 3, 1, 2", "four, sixteen")
+    lines += [
+        f"parts_shape = Concat <axis = 0> (last, steps, {inner})",
+        "parts = Reshape(settled, parts_shape)",
+        f"by_row = Transpose <perm = [{order}]> (parts)",
+        "columns = Mul(steps, four)",
+        "rows_shape = Concat <axis = 0> (last, columns)",
+        "padded = Reshape(by_row, rows_shape)",
+        "codes = Slice(padded, origin, n_k, both_axes)",
+    ]
+    return [*lines, *_FACTORS] if form.is_integer else lines
+
+
+def _elements_lines(bits: int) -> list[str]:
+    """`elements`: the stored values one by one, and 64 bytes of padding, which no index reaches."""
+    if bits != 4:
+        return ["elements = Identity(values)"]
+    return [
+        "nibble = Constant <value = uint8[1] {15}> ()",
+        "half_byte = Constant <value = uint8[1] {4}> ()",
+        "low = BitwiseAnd(values, nibble)",
+        'high = BitShift <direction = "RIGHT"> (values, half_byte)',
+        "low_column = Unsqueeze(low, last)",
+        "high_column = Unsqueeze(high, last)",
+        "pairs = Concat <axis = -1> (low_column, high_column)",
+        "elements = Reshape(pairs, last)",
+    ]
+
+
+def _expand_lines(form: Form) -> list[str]:
+    """`settled` [tiles, steps, 64]: the stored values at their positions, zero elsewhere."""
+    bits = form.bits
+    lines = [
+        f"width = Constant <value = int32[1] {{{bits}}}> ()",
+        "seven = Constant <value = int32[1] {7}> ()",
+        "eight = Constant <value = int32[1] {8}> ()",
+        "counts = ReduceSum <keepdims = 0> (ones, last)",
+        "count_bits = Mul(counts, width)",
+        "count_bits_up = Add(count_bits, seven)",
+        "step_bytes = Div(count_bits_up, eight)",
+        "flat_bytes = Reshape(step_bytes, last)",
+        "flat_starts = CumSum <exclusive = 1> (flat_bytes, zero_axis)",
+        "counts_shape = Shape(counts)",
+        "start_bytes = Reshape(flat_starts, counts_shape)",
+        "start_bits = Mul(start_bytes, eight)",
+        "starts = Div(start_bits, width)",
+        "start_column = Unsqueeze(starts, last)",
+        "ranks = CumSum <exclusive = 1> (ones, two_axis)",
+        "index = Add(start_column, ranks)",
+        "found = Gather <axis = 0> (elements, index)",
+    ]
+    if form.is_integer:
+        return [*lines, *_signed_lines(bits, "found"), "masked = Mul(signed, ones)", "settled = Cast <to = 3> (masked)"]
+    return [*lines, "found_float = Cast <to = 1> (found)", "keep = Cast <to = 1> (ones)", "settled = Mul(found_float, keep)"]
+
+
+def _signed_lines(bits: int, name: str) -> list[str]:
+    """`signed`: int32 values of the codes `name`."""
+    return [
+        f"zero_code = Constant <value = int32[1] {{{1 << (bits - 1)}}}> ()",
+        f"unsigned = Cast <to = 6> ({name})",
+        "signed = Sub(unsigned, zero_code)",
+    ]
+
+
+def _prologue_lines(optional: frozenset[str]) -> list[str]:
+    """`t` [..., k]: the columns of x, gated and normalized."""
+    lines = [*_columns_lines("x")]
+    current = "x_columns"
+    if "gate" in optional:
+        lines += [*_columns_lines("gate"), "sigmoid = Sigmoid(gate_columns)", "silu = Mul(gate_columns, sigmoid)"]
+        lines.append(f"gated = Mul({current}, silu)")
+        current = "gated"
+    if "norm" in optional:
+        lines.append(f"normed = RMSNormalization <axis = -1, epsilon: float = @epsilon> ({current}, norm)")
+        current = "normed"
+    return [*lines, f"t = Identity({current})"]
+
+
+def _columns_lines(name: str) -> list[str]:
+    return [
+        f"{name}_first = Constant <value_int: int = @{name}_start> ()",
+        f"{name}_from = Reshape({name}_first, one)",
+        f"{name}_to = Add({name}_from, k_1)",
+        f"{name}_columns = Slice({name}, {name}_from, {name}_to, last)",
+    ]
+
+
+def _weight_lines(form: Form) -> list[str]:
+    """`weight` [k, n] in float."""
+    lines = ["code_values = Cast <to = 1> (codes)"]
+    if form.is_integer:
+        lines += [*_spread_lines(form), "matrix = Mul(code_values, spread)"]
+    else:
+        lines.append("matrix = Identity(code_values)")
+    return [*lines, "weight = Transpose <perm = [1, 0]> (matrix)"]
+
+
+def _spread_lines(form: Form) -> list[str]:
+    """`spread` [n, k] or [n, 1]: the scale of each weight."""
+    if not form.group:
+        return ["spread = Identity(factors)"]
+    return [
+        f"group_size = Constant <value_ints = [{form.group}]> ()",
+        "factor_column = Unsqueeze(factors, last)",
+        "spread_shape = Concat <axis = 0> (n_1, group_count, group_size)",
+        "spread_3d = Expand(factor_column, spread_shape)",
+        "wide_shape = Concat <axis = 0> (n_1, last)",
+        "wide = Reshape(spread_3d, wide_shape)",
+        "spread = Slice(wide, origin, n_k, both_axes)",
+    ]
+
+
+_SIZES = [
+    "n = Constant <value_int: int = @n> ()",
+    "k = Constant <value_int: int = @k> ()",
+    "zero_axis = Constant <value = int32 {0}> ()",
+    "two_axis = Constant <value = int32 {2}> ()",
+    "one = Constant <value_ints = [1]> ()",
+    "last = Constant <value_ints = [-1]> ()",
+    "three = Constant <value_ints = [3]> ()",
+    "four = Constant <value_ints = [4]> ()",
+    "sixteen = Constant <value_ints = [16]> ()",
+    "positions = Constant <value_ints = [64]> ()",
+    "origin = Constant <value_ints = [0, 0]> ()",
+    "both_axes = Constant <value_ints = [0, 1]> ()",
+    "n_1 = Reshape(n, one)",
+    "k_1 = Reshape(k, one)",
+    "n_k = Concat <axis = 0> (n_1, k_1)",
+    "k_up = Add(k_1, three)",
+    "steps = Div(k_up, four)",
+    "grid_shape = Concat <axis = 0> (last, steps, positions)",
+]
+_DENSE_GRID = [
+    "element_count = Shape(elements)",
+    "n_up_start = Constant <value_ints = [15]> ()",
+    "n_up = Add(n_1, n_up_start)",
+    "tiles = Div(n_up, sixteen)",
+    "tile_steps = Mul(tiles, steps)",
+    "stored_count = Mul(tile_steps, positions)",
+    "zero_start = Constant <value_ints = [0]> ()",
+    "first_axis = Constant <value_ints = [0]> ()",
+    "stored = Slice(elements, zero_start, stored_count, first_axis)",
+    "grid = Reshape(stored, grid_shape)",
+]
+_MASK_BITS = [
+    "shifts = Constant <value = uint8[8] {0, 1, 2, 3, 4, 5, 6, 7}> ()",
+    "low_bit = Constant <value = uint8[1] {1}> ()",
+    "mask_column = Unsqueeze(masks, last)",
+    'shifted = BitShift <direction = "RIGHT"> (mask_column, shifts)',
+    "bits = BitwiseAnd(shifted, low_bit)",
+    "bit_grid = Reshape(bits, grid_shape)",
+    "ones = Cast <to = 6> (bit_grid)",
+]
+_FACTORS = [
+    "group_count = Shape <start = 1, end = 2> (scales)",
+    "scale_rows = Transpose <perm = [0, 2, 1]> (scales)",
+    "factors_shape = Concat <axis = 0> (last, group_count)",
+    "padded_factors = Reshape(scale_rows, factors_shape)",
+    "single_factors = Cast <to = 1> (padded_factors)",
+    "factors_origin = Constant <value_ints = [0]> ()",
+    "row_axis = Constant <value_ints = [0]> ()",
+    "factors = Slice(single_factors, factors_origin, n_1, row_axis)",
+]
+_QUANTIZE = [
+    "magnitude = Abs(t)",
+    "largest = ReduceMax <keepdims = 1> (magnitude, last)",
+    "tiny = Constant <value = float {1e-30}> ()",
+    "steps_of_127 = Constant <value = float {127.0}> ()",
+    "positive = Max(largest, tiny)",
+    "inverse = Div(steps_of_127, positive)",
+    "token_scale = Div(largest, steps_of_127)",
+    "stretched = Mul(t, inverse)",
+    "token_codes = Round(stretched)",
+]
+_INTEGER_PRODUCT = [
+    "offset = Constant <value = float {128.0}> ()",
+    "token_zero = Constant <value = uint8 {128}> ()",
+    "lifted = Add(token_codes, offset)",
+    "token_bytes = Cast <to = 2> (lifted)",
+    "codes_by_input = Transpose <perm = [1, 0]> (codes)",
+    "sums = MatMulInteger(token_bytes, codes_by_input, token_zero)",
+    "sums_float = Cast <to = 1> (sums)",
+    "factor_row = Transpose <perm = [1, 0]> (factors)",
+    "of_codes = Mul(sums_float, factor_row)",
+    "product = Mul(of_codes, token_scale)",
+]
+_ROUNDED_PRODUCT = ["of_codes = MatMul(token_codes, weight)", "product = Mul(of_codes, token_scale)"]
+_FLOAT_PRODUCT = ["product = MatMul(t, weight)"]
