@@ -4,7 +4,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow check format bench train kill-resume memory optimum clean
+.PHONY: help install demo test slow check format bench train kill-resume memory optimum bench-partners clean
 
 help:                ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -54,6 +54,13 @@ optimum: install     ## optimum (in an environment of its own) loads a Llama bun
 	test -d build/optimum-venv || $(PYTHON) -m venv build/optimum-venv
 	build/optimum-venv/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt 'optimum-onnx[onnxruntime]' 'transformers<4.58'
 	$(BIN)/python tests/interop/optimum_check.py build/optimum-venv/bin/python examples/models/tiny-llama
+
+bench-partners: install ## stock onnxruntime-genai and llama.cpp on two shapes (builds llama.cpp; half an hour)
+	test -d build/llama-venv || $(PYTHON) -m venv build/llama-venv
+	CMAKE_ARGS=-DGGML_NATIVE=ON build/llama-venv/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) llama-cpp-python gguf
+	for shape in llama mamba2; do \
+	  $(BIN)/python tests/bench/bench_partners.py prepare --shape $$shape && \
+	  $(BIN)/python tests/bench/bench_partners.py run --shape $$shape || exit 1; done
 
 train: install       ## train the bundled models again (about two hours)
 	$(BIN)/python examples/train_tiny.py --arch llama

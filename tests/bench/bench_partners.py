@@ -27,7 +27,6 @@ from partners.tables import markdown, summarise
 from edgeslim.runtime import machine
 
 _GGUF_WRITER = Path(__file__).parent / "partners" / "gguf_files.py"
-_WAIT = 60.0  # seconds that a measurement waits for others to finish before it begins nevertheless
 
 
 def main() -> None:
@@ -41,7 +40,7 @@ def main() -> None:
             prompt_tokens=args.prompt_tokens, new_tokens=args.new_tokens, threads=args.threads, repeats=args.repeats
         )
         cases = find_cases(work, list(FORMS), args.bundle, args.cases)
-        report(args.shape, job, run(cases, job, args.rounds, args.retries), args.output)
+        report(args.shape, job, run(cases, job, args.rounds, args.retries, args.wait), args.output)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", action="append", default=[], metavar="NAME=PATH", help="also measure this bundle")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--retries", type=int, default=1, help="how often a disturbed measurement is repeated")
+    parser.add_argument("--wait", type=float, default=60, help="seconds that a measurement waits for an idle machine")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
@@ -75,31 +75,32 @@ def prepare(shape: str, work: Path) -> None:
             subprocess.run([LLAMA_PYTHON, _GGUF_WRITER, work / "dense", file, form], check=True)
 
 
-def run(cases: list[Case], job: Job, rounds: int, retries: int) -> dict[str, list[Sample]]:
+def run(cases: list[Case], job: Job, rounds: int, retries: int, wait: float) -> dict[str, list[Sample]]:
     """Return `rounds` samples of each case; every round measures all cases, each time beginning with another."""
     samples: dict[str, list[Sample]] = {case.name: [] for case in cases}
     for number in range(rounds):
         first = number % len(cases)
         for case in cases[first:] + cases[:first]:
-            sample = _undisturbed(case, job, retries)
+            sample = _undisturbed(case, job, retries, wait)
             samples[case.name].append(sample)
             speeds = f"decode {sample.decode_tok_s:.1f}, prefill {sample.prefill_tok_s:.0f} tok/s"
             print(f"round {number + 1} {case.name}: {speeds}{', busy' * sample.busy}", file=sys.stderr, flush=True)
     return samples
 
 
-def _undisturbed(case: Case, job: Job, retries: int) -> Sample:
+def _undisturbed(case: Case, job: Job, retries: int, wait: float) -> Sample:
     """Return a sample of `case`, measured again up to `retries` times where the machine was busy."""
     for _ in range(retries + 1):
-        _wait_for_idle()
+        _wait_for_idle(wait)
         sample = case.measure(job)
         if not sample.busy:
             break
     return sample
 
 
-def _wait_for_idle() -> None:
-    until = time.monotonic() + _WAIT
+def _wait_for_idle(seconds: float) -> None:
+    """Return when nothing else uses the machine, or after `seconds`."""
+    until = time.monotonic() + seconds
     while time.monotonic() < until and machine.busy_warning(machine.probe_load(), ""):
         time.sleep(1)
 
