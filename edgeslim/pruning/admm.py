@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from edgeslim.pruning.patterns import Pattern, keep_mask
-
-Pull = Callable[[Tensor], Tensor]
+from edgeslim.pruning.product import Product, times_transposed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +52,15 @@ def admm(target: Tensor, h: Tensor, pattern: Pattern, schedule: Schedule | None 
     scale = h.diagonal().sqrt()
     values, vectors = torch.linalg.eigh(h / scale / scale[:, None])
     t = target * scale
+    puller = _puller(values, vectors, t.shape[0] * schedule.hold)
     keep, rho = keep_mask(t.abs(), pattern), schedule.start
     d, v = t * keep, torch.zeros_like(t)
     for step in range(schedule.steps):
         if step % schedule.hold == 0:
-            pull = _pull(values, vectors, rho, t.shape[0] * schedule.hold)
+            pull = puller(rho)
         y = pull(d.sub_(v).sub_(t)).add_(t).add_(v)
         before, keep = keep, keep_mask(y.abs(), pattern)
-        moved = float((keep != before).sum()) / max(float(keep.sum()), 1.0)
+        moved = int(before.logical_xor_(keep).count_nonzero()) / max(int(keep.count_nonzero()), 1)
         d = y * keep
         if moved == 0 and step:
             break
@@ -72,10 +72,14 @@ def admm(target: Tensor, h: Tensor, pattern: Pattern, schedule: Schedule | None 
     return keep, d / scale
 
 
-def _pull(values: Tensor, vectors: Tensor, rho: float, rows: int) -> Pull:
-    """z -> ρ z (H + ρI)⁻¹, as one product with the matrix where that pays for `rows` rows in all, else as two."""
-    shrink = rho / (values.clamp(min=0) + rho)
-    if rows <= values.shape[0]:
-        return lambda z: ((z @ vectors) * shrink) @ vectors.T
-    matrix = (vectors * shrink) @ vectors.T
-    return lambda z: z @ matrix
+def _puller(values: Tensor, vectors: Tensor, rows: int) -> Callable[[float], Product]:
+    """ρ -> (z -> ρ z (H + ρI)⁻¹), as one product with that matrix where it pays for `rows` rows in all, else as two."""
+    back = times_transposed(vectors)
+    if rows > values.shape[0]:
+        return lambda rho: times_transposed(back(vectors * _shrink(values, rho)))
+    into = times_transposed(vectors.T.contiguous())
+    return lambda rho: lambda z: back(into(z).mul_(_shrink(values, rho)))
+
+
+def _shrink(values: Tensor, rho: float) -> Tensor:
+    return rho / (values.clamp(min=0) + rho)

@@ -23,6 +23,7 @@ from torch import Tensor
 from edgeslim.errors import PruneError, RecipeError, did_you_mean
 from edgeslim.pruning.mrp import MASK_RULES
 from edgeslim.pruning.patterns import NM, Pattern, Unstructured, keep_mask
+from edgeslim.pruning.product import times_transposed
 from edgeslim.pruning.scores import magnitude_scores, wanda_scores
 from edgeslim.pruning.solve import MEMORY, solve_cg, solve_exact
 from edgeslim.pruning.sparsegpt import reference_pattern, sweep
@@ -124,10 +125,10 @@ def prune_matrix(w: Tensor, statistics: InputStatistics, config: PruneConfig) ->
 
 def relative_error(w: Tensor, pruned: Tensor, h: Tensor) -> float:
     """‖(w' - w)X‖² / ‖wX‖² by the undamped H; zero where the layer's output is.  w, pruned: [out, in]."""
-    h = h.to(w)
+    through = times_transposed(h.to(w))
     delta = pruned.to(w) - w
-    signal = float(((w @ h) * w).sum())
-    return max(float(((delta @ h) * delta).sum()), 0.0) / signal if signal > 0 else 0.0
+    signal, noise = (float(torch.linalg.vecdot(through(x), x).sum()) for x in (w, delta))
+    return max(noise, 0.0) / signal if signal > 0 else 0.0
 
 
 def dense_target(w: Tensor, h: Tensor, c: Tensor, system: Factored, strength: float) -> Tensor:

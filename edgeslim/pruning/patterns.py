@@ -114,10 +114,10 @@ def smallest(scores: Tensor, count: int) -> Tensor:
         return torch.zeros_like(scores, dtype=torch.bool)
     cut = _kth_smallest(scores, count)
     marked = scores <= cut
-    if bool((marked.sum(1) != count).any()):
-        tied = scores == cut
-        below = scores < cut
-        marked = below | (tied & (tied.cumsum(1) <= count - below.sum(1, keepdim=True)))
+    if int(marked.count_nonzero()) > count * scores.shape[0]:  # no row has fewer
+        rows = torch.nonzero(marked.view(torch.int8).sum(1, dtype=torch.int32) > count)[:, 0]
+        tied, below = scores[rows] == cut[rows], scores[rows] < cut[rows]
+        marked[rows] = below | (tied & (tied.cumsum(1) <= count - below.sum(1, keepdim=True)))
     return marked
 
 

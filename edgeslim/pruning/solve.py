@@ -21,10 +21,13 @@ import torch
 from torch import Tensor
 
 from edgeslim.errors import PruneError
+from edgeslim.pruning.preconditioner import leading
+from edgeslim.pruning.product import Product, times_transposed
 from edgeslim.pruning.statistics import Factored
 
 MEMORY = 256 << 20  # bytes that the gathered blocks of one chunk of rows may take
-LOOKBACK = 2  # steps that one measure of conjugate gradients' progress spans
+ROWS = 512  # that conjugate gradients take at a time: few enough for a cache, enough for a fast product
+LOOKBACK = 2  # steps whose progress tells what remains
 
 
 def objective(w: Tensor, target: Tensor, h: Tensor) -> Tensor:
@@ -124,39 +127,60 @@ def _positive_solve(blocks: Tensor, goal: Tensor) -> Tensor:
 def solve_cg(
     target: Tensor, h: Tensor, keep: Tensor, start: Tensor | None = None, tolerance: float = 5e-4, steps: int = 1000
 ) -> Tensor:
-    """The optimum by projected conjugate gradients with H's diagonal as preconditioner, all rows at once, no gathers.
+    """The optimum by projected, preconditioned conjugate gradients, many rows at once, no gathers.
 
-    target, keep, start: [out, in]. Starts from `start` on the mask (or from the target). Stops when what remains to be
-    gained, foreseen from the last four steps, is at most `tolerance` of the objective that then remains.
+    target, keep, start: [out, in]. Starts from `start` on the mask (or from the target). Rows go in groups; a group
+    stops when what is yet to gain, foreseen from its last steps, is at most `tolerance` of the objective then left.
     """
-    tiny = torch.finfo(target.dtype).tiny
     scale = h.diagonal().sqrt()
-    unit, support = h / scale / scale[:, None], keep.to(target.dtype)  # Jacobi's preconditioner is now the identity
-    w = (target if start is None else start) * scale * support
-    residual = torch.sub(target * scale, w)
-    image = residual @ unit
+    product = times_transposed(h / scale / scale[:, None])  # Jacobi's preconditioner is now the identity
+    first = leading(product, scale)
+    solved = torch.empty_like(target)
+    for rows in torch.arange(target.shape[0]).split(ROWS):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        support = keep[part].to(target.dtype)
+        solved[part] = (target if start is None else start)[part] * scale * support
+        precondition = first.preconditioner(support) if first else Tensor.clone
+        _descend_(solved[part], target[part] * scale, product, support, precondition, tolerance, steps)
+    return solved.div_(scale)
+
+
+def _descend_(
+    w: Tensor,
+    target: Tensor,
+    product: Product,
+    support: Tensor,
+    precondition: Product,
+    tolerance: float,
+    steps: int,
+) -> None:
+    """Bring `w` to the optimum, in place.  w, target, support: [rows, in]."""
+    tiny = torch.finfo(target.dtype).tiny
+    residual = target - w
+    image = product(residual)
     left = 0.5 * float(torch.linalg.vecdot(residual, image).sum())
-    residual = image * support
-    direction, gamma = residual.clone(), residual.square().sum(1, keepdim=True)
+    torch.mul(image, support, out=residual)
+    direction = precondition(residual)
+    gamma = torch.linalg.vecdot(residual, direction)[:, None]
     gains: list[float] = []
     for _ in range(steps):
-        torch.mm(direction, unit, out=image).mul_(support)
+        image = product(direction).mul_(support)
         alpha = gamma / torch.linalg.vecdot(direction, image)[:, None].clamp(min=tiny)
         w.addcmul_(alpha, direction)
         residual.addcmul_(alpha, image, value=-1)
         gains.append(0.5 * float((alpha * gamma).sum()))
         if _remaining(gains) <= tolerance * (left - math.fsum(gains)):
             break
-        previous, gamma = gamma, torch.linalg.vecdot(residual, residual)[:, None]
-        torch.addcmul(residual, gamma / previous.clamp(min=tiny), direction, out=direction)
-    return w.div_(scale)
+        ahead = precondition(residual)
+        previous, gamma = gamma, torch.linalg.vecdot(residual, ahead)[:, None]
+        torch.addcmul(ahead, gamma / previous.clamp(min=tiny), direction, out=direction)
 
 
 def _remaining(gains: list[float]) -> float:
-    """What is yet to gain if gains fall on as over the last two pairs of steps, but no faster than halving."""
+    """What is yet to gain if gains fall on as slowly as they ever did over the last steps."""
     if gains[-1] == 0:
         return 0.0
-    if len(gains) < 2 * LOOKBACK:
+    if len(gains) <= LOOKBACK:
         return math.inf
-    last, before = math.fsum(gains[-LOOKBACK:]), math.fsum(gains[-2 * LOOKBACK : -LOOKBACK])
-    return last * max(last / (before - last), 1.0) if last < before else math.inf
+    slowest = max(gains[k] / gains[k - 1] for k in range(-LOOKBACK, 0))
+    return gains[-1] * slowest / (1 - slowest) if slowest < 1 else math.inf
