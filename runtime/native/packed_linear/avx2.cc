@@ -1,0 +1,373 @@
+// AVX2 with FMA and F16C: no expansion of bytes, so they are looked up by tables; no products of four bytes, so pairs
+// are multiplied and summed in 16 bits, in ways that never saturate:
+//   bits 8   |q| (at most 128) times a (at most 127) with the sign of q: a pair stays below 32767
+//   bits 4   codes (at most 15) times a: eight pairs stay below 32767, and are widened together
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+
+#include <immintrin.h>
+
+#include "core/cpu.h"
+#include "packed_linear/generic.h"
+#include "packed_linear/spread.h"
+
+namespace edgeslim {
+namespace {
+
+// ---- 16 floats -----------------------------------------------------------------------------------------------------
+
+static inline __m256i first_lanes(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+static inline const __m128i* bytes16(const void* p) { return static_cast<const __m128i*>(p); }
+static inline const __m256i* bytes32(const void* p) { return static_cast<const __m256i*>(p); }
+
+// Stored floats `eight` to the lanes that 8 bits of mask name.
+static inline __m256 expand_lanes(__m256 eight, uint32_t mask) {
+  const __m256i from = _mm256_cvtepi8_epi32(_mm_loadl_epi64(bytes16(kSpread.from[mask])));
+  const __m256 moved = _mm256_permutevar8x32_ps(eight, from);
+  return _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_srai_epi32(from, 31)), moved);
+}
+
+struct Ymm {
+  __m256 lo, hi;
+
+  static Ymm load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static Ymm load_some(const float* p, int64_t count) {
+    if (count == 16) return load(p);
+    return {_mm256_maskload_ps(p, first_lanes(count)), _mm256_maskload_ps(p + 8, first_lanes(count - 8))};
+  }
+  void store(float* p) const {
+    _mm256_storeu_ps(p, lo);
+    _mm256_storeu_ps(p + 8, hi);
+  }
+  void store_some(float* p, int64_t count) const {
+    if (count == 16) return store(p);
+    _mm256_maskstore_ps(p, first_lanes(count), lo);
+    _mm256_maskstore_ps(p + 8, first_lanes(count - 8), hi);
+  }
+  static Ymm set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+  static Ymm add(Ymm a, Ymm b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+  static Ymm sub(Ymm a, Ymm b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+  static Ymm mul(Ymm a, Ymm b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+  static Ymm div(Ymm a, Ymm b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+  static Ymm fma(Ymm a, Ymm b, Ymm c) {
+    return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+  }
+  static Ymm min(Ymm a, Ymm b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+  static Ymm max(Ymm a, Ymm b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+  static Ymm abs(Ymm a) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+  }
+  static Ymm round(Ymm a) {
+    constexpr int kToEven = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(a.lo, kToEven), _mm256_round_ps(a.hi, kToEven)};
+  }
+  static __m256 power(__m256 a) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+  }
+  static Ymm power_of_two(Ymm a) { return {power(a.lo), power(a.hi)}; }
+  void to_codes(int8_t* p) const {  // the low byte of each: packing would saturate what is not a number
+    const __m256i low = _mm256_set1_epi32(255);
+    const __m256i a = _mm256_and_si256(_mm256_cvtps_epi32(lo), low), b = _mm256_and_si256(_mm256_cvtps_epi32(hi), low);
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
+    const __m128i codes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), codes);
+  }
+  static Ymm from_integers(__m256i lo, __m256i hi) { return {_mm256_cvtepi32_ps(lo), _mm256_cvtepi32_ps(hi)}; }
+  static Ymm from_half(const uint16_t* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(bytes16(p))), _mm256_cvtph_ps(_mm_loadu_si128(bytes16(p + 8)))};
+  }
+  static Ymm from_codes(const uint8_t* p, int input) {
+    const __m128i shift = _mm_cvtsi32_si128(8 * input);
+    const __m256i low = _mm256_set1_epi32(255);
+    return from_integers(_mm256_and_si256(_mm256_srl_epi32(_mm256_loadu_si256(bytes32(p)), shift), low),
+                         _mm256_and_si256(_mm256_srl_epi32(_mm256_loadu_si256(bytes32(p + 32)), shift), low));
+  }
+  static Ymm expand_single(const uint8_t* values, uint32_t mask) {
+    const uint8_t* const upper = values + 4 * count_ones(mask & 255);
+    return {expand_lanes(_mm256_castsi256_ps(_mm256_loadu_si256(bytes32(values))), mask & 255),
+            expand_lanes(_mm256_castsi256_ps(_mm256_loadu_si256(bytes32(upper))), mask >> 8)};
+  }
+  static Ymm expand_half(const uint8_t* values, uint32_t mask) {
+    const uint8_t* const upper = values + 2 * count_ones(mask & 255);
+    return {expand_lanes(_mm256_cvtph_ps(_mm_loadu_si128(bytes16(values))), mask & 255),
+            expand_lanes(_mm256_cvtph_ps(_mm_loadu_si128(bytes16(upper))), mask >> 8)};
+  }
+};
+
+// ---- stored bytes to columns: a step's 64 positions, 32 a register -------------------------------------------------
+
+struct Column {
+  __m256i lo, hi;
+};
+
+// For 0 … 8 stored bytes before them, what the upper 8 positions of 16 add to where they look.
+struct Later {
+  alignas(64) uint8_t by[9][16];
+  constexpr Later() : by() {
+    for (int count = 0; count < 9; ++count)
+      for (int i = 8; i < 16; ++i) by[count][i] = uint8_t(count);
+  }
+};
+static constexpr Later kLater;
+
+// The next stored bytes, xor `flip`, to the 16 positions that 16 bits of mask name; zero elsewhere.
+static inline __m128i expand16(const uint8_t*& values, const uint8_t* masks, __m128i flip) {
+  const int first = count_ones(masks[0]), second = count_ones(masks[1]);
+  const __m128i lower = _mm_loadl_epi64(bytes16(kSpread.from[masks[0]]));
+  const double* const upper = reinterpret_cast<const double*>(kSpread.from[masks[1]]);
+  __m128i from = _mm_castpd_si128(_mm_loadh_pd(_mm_castsi128_pd(lower), upper));
+  from = _mm_add_epi8(from, _mm_load_si128(bytes16(kLater.by[first])));
+  const __m128i stored = _mm_xor_si128(_mm_loadu_si128(bytes16(values)), flip);
+  values += first + second;
+  return _mm_shuffle_epi8(stored, from);
+}
+
+static inline Column expand64(const uint8_t*& values, const uint8_t* masks, __m128i flip) {
+  const __m128i a = expand16(values, masks, flip), b = expand16(values, masks + 2, flip);
+  const __m128i c = expand16(values, masks + 4, flip), d = expand16(values, masks + 6, flip);
+  return {_mm256_set_m128i(b, a), _mm256_set_m128i(d, c)};
+}
+
+// 16 bytes to their 32 nibbles.
+static inline __m256i nibbles(const uint8_t* packed) {
+  const __m256i pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128(bytes16(packed)));
+  return _mm256_and_si256(_mm256_or_si256(pairs, _mm256_slli_epi16(pairs, 4)), _mm256_set1_epi8(15));
+}
+
+// The columns of a tile in order. Bits 8: q, zero where nothing is stored. Bits 4: codes, 8 where nothing is stored.
+template <int BITS, Layout LAYOUT>
+struct Reader;
+
+template <Layout LAYOUT>
+struct Reader<8, LAYOUT> {
+  const uint8_t* values;
+  const uint8_t* masks;
+
+  Reader(const Packed& w, int64_t tile)
+      : values(w.values + tile_start(w, tile)), masks(LAYOUT == Layout::dense ? nullptr : tile_masks(w, tile)) {}
+
+  Column next() {
+    if (LAYOUT == Layout::dense) {
+      const __m256i flip = _mm256_set1_epi8(char(128));
+      const Column column = {_mm256_xor_si256(_mm256_loadu_si256(bytes32(values)), flip),
+                             _mm256_xor_si256(_mm256_loadu_si256(bytes32(values + 32)), flip)};
+      values += kStepPositions;
+      return column;
+    }
+    masks += 8;
+    return expand64(values, masks - 8, _mm_set1_epi8(char(128)));
+  }
+};
+
+template <>
+struct Reader<4, Layout::dense> {
+  const uint8_t* values;
+
+  Reader(const Packed& w, int64_t tile) : values(w.values + tile_start(w, tile)) {}
+
+  Column next() {
+    values += 32;
+    return {nibbles(values - 32), nibbles(values - 16)};
+  }
+};
+
+// Nibbles become bytes some way ahead of the step that expands them: a load right after a store that it only partly
+// overlaps would wait for it.
+template <Layout LAYOUT>
+struct Reader<4, LAYOUT> {
+  static constexpr int64_t kAhead = 512;  // bytes of values that are taken apart at a time
+
+  const uint8_t* masks;
+  const uint8_t* taken;         // up to here values are in `codes`
+  const uint8_t* const end;     // of the tile's values
+  const uint8_t* at;            // the next code
+  const uint8_t* full;          // behind the last code
+  uint8_t codes[64 + 2 * kAhead + 64];  // xor 8
+
+  Reader(const Packed& w, int64_t tile)
+      : masks(tile_masks(w, tile)),
+        taken(w.values + tile_start(w, tile)),
+        end(w.values + tile_start(w, tile + 1)),
+        at(codes),
+        full(codes) {}
+  Reader(const Reader&) = delete;  // it points into itself
+
+  void take() {
+    const int64_t left = full - at;  // fewer than 64
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), _mm256_loadu_si256(bytes32(at)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + 32), _mm256_loadu_si256(bytes32(at + 32)));
+    uint8_t* to = codes + left;
+    const uint8_t* const stop = end - taken < kAhead ? end : taken + kAhead;
+    for (; taken < stop; taken += 16, to += 32)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_xor_si256(nibbles(taken), _mm256_set1_epi8(8)));
+    at = codes;
+    full = to;
+  }
+
+  Column next() {
+    if (full - at < kStepPositions && taken < end) take();
+    const uint8_t* const begin = at;
+    const Column column = expand64(at, masks, _mm_setzero_si128());
+    at += (at - begin) & 1;  // steps begin on whole bytes
+    masks += 8;
+    const __m256i flip = _mm256_set1_epi8(8);
+    return {_mm256_xor_si256(column.lo, flip), _mm256_xor_si256(column.hi, flip)};
+  }
+};
+
+// Columns that lie expanded in memory.
+struct Expanded {
+  const uint8_t* codes;
+
+  Column next() {
+    codes += kStepPositions;
+    return {_mm256_loadu_si256(bytes32(codes - 64)), _mm256_loadu_si256(bytes32(codes - 32))};
+  }
+};
+
+// ---- products ------------------------------------------------------------------------------------------------------
+
+static inline __m256i four_inputs(const int8_t* codes) {
+  int32_t four;
+  std::memcpy(&four, codes, 4);
+  return _mm256_set1_epi32(four);
+}
+
+static inline __m256i widened(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
+
+// Adds the products of `steps` columns with the inputs at `a`, `stride` apart for each token, to sums of 16 outputs.
+template <int BITS, int TOKENS, class Columns>
+static inline void add_products(Columns& columns, int64_t steps, const int8_t* a, int64_t stride,
+                                __m256i (*sum)[2]) {
+  if (BITS == 8) {
+    for (; steps > 0; --steps, a += kStepInputs) {
+      const Column q = columns.next();
+      const __m256i lo = _mm256_abs_epi8(q.lo), hi = _mm256_abs_epi8(q.hi);
+      for (int t = 0; t < TOKENS; ++t) {
+        const __m256i four = four_inputs(a + t * stride);
+        const __m256i pairs[2] = {_mm256_maddubs_epi16(lo, _mm256_sign_epi8(four, q.lo)),
+                                  _mm256_maddubs_epi16(hi, _mm256_sign_epi8(four, q.hi))};
+        for (int i = 0; i < 2; ++i) sum[t][i] = _mm256_add_epi32(sum[t][i], widened(pairs[i]));
+      }
+    }
+    return;
+  }
+  while (steps > 0) {
+    __m256i pairs[TOKENS][2] = {};
+    for (int64_t some = steps < 8 ? steps : 8; some > 0; --some, --steps, a += kStepInputs) {
+      const Column codes = columns.next();
+      for (int t = 0; t < TOKENS; ++t) {
+        const __m256i four = four_inputs(a + t * stride);
+        pairs[t][0] = _mm256_add_epi16(pairs[t][0], _mm256_maddubs_epi16(codes.lo, four));
+        pairs[t][1] = _mm256_add_epi16(pairs[t][1], _mm256_maddubs_epi16(codes.hi, four));
+      }
+    }
+    for (int t = 0; t < TOKENS; ++t)
+      for (int i = 0; i < 2; ++i) sum[t][i] = _mm256_add_epi32(sum[t][i], widened(pairs[t][i]));
+  }
+}
+
+// One tile times TOKENS tokens from `token` on.
+template <int BITS, int TOKENS, class Columns>
+static void product(const Packed& w, Columns columns, int64_t tile, const Quantized& x, int64_t token,
+                    const Output& out) {
+  const int8_t* const a = x.codes + token * x.stride;
+  Ymm total[TOKENS];
+  for (Ymm& one : total) one = Ymm::set(0);
+  for (int64_t group = 0, step = 0; group < w.groups; ++group) {
+    __m256i sum[TOKENS][2];
+    for (int t = 0; t < TOKENS; ++t) {
+      const int32_t zero = BITS == 8 ? 0 : -8 * x.sums[(token + t) * w.groups + group];
+      sum[t][0] = sum[t][1] = _mm256_set1_epi32(zero);
+    }
+    const int64_t steps = w.steps - step < w.group_steps() ? w.steps - step : w.group_steps();
+    add_products<BITS, TOKENS>(columns, steps, a + kStepInputs * step, x.stride, sum);
+    step += steps;
+    const Ymm scales = load_scales<Ymm>(w, tile, group);
+    for (int t = 0; t < TOKENS; ++t) total[t] = Ymm::fma(Ymm::from_integers(sum[t][0], sum[t][1]), scales, total[t]);
+  }
+  for (int t = 0; t < TOKENS; ++t)
+    emit(out, w.n, tile, token + t, Ymm::mul(total[t], Ymm::set(x.scale[token + t])));
+}
+
+template <int BITS, Layout LAYOUT>
+static void few_of(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
+  for (int64_t tile = first; tile < last; ++tile) {
+    int64_t token = 0;
+    for (; token + 3 <= x.tokens; token += 3)
+      product<BITS, 3>(w, Reader<BITS, LAYOUT>(w, tile), tile, x, token, out);
+    if (x.tokens - token == 2) product<BITS, 2>(w, Reader<BITS, LAYOUT>(w, tile), tile, x, token, out);
+    if (x.tokens - token == 1) product<BITS, 1>(w, Reader<BITS, LAYOUT>(w, tile), tile, x, token, out);
+  }
+}
+
+template <int BITS, Layout LAYOUT>
+static void many_of(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last,
+                    uint8_t* scratch) {
+  for (int64_t tile = first; tile < last; ++tile) {
+    Reader<BITS, LAYOUT> reader(w, tile);
+    for (int64_t step = 0; step < w.steps; ++step) {
+      const Column column = reader.next();
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(scratch + kStepPositions * step), column.lo);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(scratch + kStepPositions * step + 32), column.hi);
+    }
+    int64_t token = 0;  // sums of four tokens fill half of the registers
+    for (; token + 4 <= x.tokens; token += 4) product<BITS, 4>(w, Expanded{scratch}, tile, x, token, out);
+    for (; token < x.tokens; ++token) product<BITS, 1>(w, Expanded{scratch}, tile, x, token, out);
+  }
+}
+
+// ---- the table -----------------------------------------------------------------------------------------------------
+
+struct Avx2 {
+  using Vector = Ymm;
+
+  static const uint8_t* expand_step(const Packed& w, const uint8_t* values, uint64_t mask, uint8_t* codes) {
+    uint8_t masks[8], taken[kStepPositions + 16];
+    std::memcpy(masks, &mask, 8);
+    const uint8_t* from = values;
+    if (w.bits == 4) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(taken), nibbles(values));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(taken + 32), nibbles(values + 16));
+      from = taken;
+    }
+    const char zero = char(w.zero_code());
+    const Column column = expand64(from, masks, _mm_set1_epi8(zero));
+    const __m256i flip = _mm256_set1_epi8(zero);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), _mm256_xor_si256(column.lo, flip));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + 32), _mm256_xor_si256(column.hi, flip));
+    return values + bytes_of(count_ones(mask), w.bits);
+  }
+};
+
+// Calls f<BITS, LAYOUT>(arguments…) for the matrix at hand.
+#define EDGESLIM_BY_LAYOUT(f, bits, ...)                              \
+  switch (w.layout) {                                                 \
+    case Layout::dense: return f<bits, Layout::dense>(__VA_ARGS__);   \
+    case Layout::bitmap: return f<bits, Layout::bitmap>(__VA_ARGS__); \
+    case Layout::nm: return f<bits, Layout::nm>(__VA_ARGS__);         \
+  }
+
+void few(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
+  if (w.bits == 8) EDGESLIM_BY_LAYOUT(few_of, 8, w, x, out, first, last)
+  EDGESLIM_BY_LAYOUT(few_of, 4, w, x, out, first, last)
+}
+
+void many(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last, uint8_t* scratch) {
+  if (w.bits == 8) EDGESLIM_BY_LAYOUT(many_of, 8, w, x, out, first, last, scratch)
+  EDGESLIM_BY_LAYOUT(many_of, 4, w, x, out, first, last, scratch)
+}
+
+bool available() { return cpu().avx2; }
+
+}  // namespace
+
+const Kernels kAvx2 = {"avx2", available, prologue<Ymm>, quantize<Ymm>, few, many, floats<Avx2>};
+
+}  // namespace edgeslim
+
+#endif

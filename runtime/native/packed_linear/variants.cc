@@ -8,7 +8,7 @@ namespace edgeslim {
 const Kernels* const* variants() {
   static const Kernels* const table[] = {
 #if defined(EDGESLIM_X86)
-      &kAvx512,
+      &kAvx512, &kAvx2,
 #elif defined(EDGESLIM_NEON)
       &kNeon,
 #endif
