@@ -6,29 +6,29 @@ held in memory.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import onnx_ir as ir
 
 from edgeslim import __version__
-from edgeslim.errors import ExportError, OutputError, did_you_mean
+from edgeslim.errors import OutputError
 from edgeslim.exporters.genai import genai_config
 from edgeslim.exporters.graph import build_graph, read_config
-from edgeslim.exporters.layers import layer_bytes, measure_layers
+from edgeslim.exporters.libraries import copy_libraries, find_libraries
+from edgeslim.exporters.lowering import lower, scratch_file
 from edgeslim.exporters.parity import check_parity
 from edgeslim.exporters.passes import run_passes
 from edgeslim.exporters.passes.last_logits import LastLogits
-from edgeslim.exporters.passes.quantize_linears import SAME_BYTES, QuantizeLinears
+from edgeslim.exporters.passes.quantize_linears import SAME_BYTES
 from edgeslim.exporters.passes.recurrent_names import RecurrentNames
 from edgeslim.exporters.passes.tied_embedding import TiedEmbedding
+from edgeslim.exporters.plan import Lowering, Weights, make_plan, target_costs
 from edgeslim.runtime.manifest import DATA, GENAI_CONFIG, GRAPH, SCORING, Manifest, Source, record_files, sha256
 
-Weights = Literal["fp32", "int8", "int4"]
 Progress = Callable[[str], None]
-BITS = {"int8": 8, "int4": 4}
 STAGES = ("graph", "weights", "parity")
 """What `progress` is called with, in this order."""
 
@@ -54,41 +54,52 @@ def export_checkpoint(
     checkpoint_dir: Path,
     bundle_dir: Path,
     *,
-    weights: Weights = "fp32",
+    weights: Weights = "auto",
+    lowering: Lowering = "auto",
+    architectures: Sequence[str] | None = None,
+    library: bool = True,
     recipe: Mapping[str, Any] | None = None,
     source: str | None = None,
     progress: Progress = lambda stage: None,
 ) -> Manifest:
     """Export the Hugging Face checkpoint in `checkpoint_dir` into the empty folder `bundle_dir`; return its manifest.
 
-    `weights` is the form linear weights are stored in. `recipe` is the effective recipe of the stages before; what the
-    checkpoint's config.json says under ``edgeslim`` is added to it. `source` names the checkpoint in the manifest
-    (default: its folder). `progress` is called with each of `STAGES` as it begins.
+    `weights` is the form weights are stored in and `lowering` how products reach the target, see
+    `edgeslim.exporters.lowering`. The kernel libraries of `architectures` (None: this machine's) go into the bundle,
+    unless `library` is False. `recipe` is the effective recipe of the stages before; what the checkpoint's config.json
+    says under ``edgeslim`` is added to it. `source` names the checkpoint in the manifest (default: its folder).
+    `progress` is called with each of `STAGES` as it begins.
 
     Raises: ExportError for a model that cannot be exported; ParityError when the finished bundle disagrees with
     transformers; OutputError when `bundle_dir` is not an empty folder.
     """
-    _check_arguments(bundle_dir, weights)
+    libraries = find_libraries(architectures)
+    plan = make_plan(weights, lowering, library=bool(libraries), costs=target_costs(libraries))
+    _check_folder(bundle_dir)
     config = read_config(checkpoint_dir)
     progress("graph")
     model = build_graph(checkpoint_dir)
     run_passes(model, [RecurrentNames(), TiedEmbedding()])
     progress("weights")
-    measured = measure_layers(model.graph)
-    run_passes(model, _packing_passes(weights))
-    _write_graphs(model, bundle_dir)
-    _write_texts(checkpoint_dir, bundle_dir, model.graph, config, prepack=weights != "fp32")
+    with scratch_file(bundle_dir) as scratch:
+        lowered = lower(model, plan, scratch)
+        _write_graphs(model, bundle_dir)
+    places = copy_libraries(libraries, bundle_dir) if lowered.uses_kernels and library else {}
+    _write_texts(checkpoint_dir, bundle_dir, model.graph, config, prepack=plan.bits < 32, libraries=places)
     progress("parity")
-    parity = check_parity(bundle_dir, checkpoint_dir, bits=BITS.get(weights))
+    parity = check_parity(bundle_dir, checkpoint_dir, rounding=plan.rounding)
     manifest = Manifest(
         source=Source(
             id=source or str(checkpoint_dir),
             model_type=config["model_type"],
             config_sha256=sha256(checkpoint_dir / "config.json"),
         ),
-        weights=weights,
+        weights=plan.weights,
+        lowering=plan.lowering,
+        reason=plan.reason,
         weight_bytes=(bundle_dir / DATA).stat().st_size,
-        layers=layer_bytes(model.graph, measured),
+        layers=lowered.layers,
+        libraries=places,
         files=record_files(bundle_dir),
         recipe={**config.get("edgeslim", {}), **(recipe or {})},
         versions=_versions(),
@@ -98,17 +109,9 @@ def export_checkpoint(
     return manifest
 
 
-def _check_arguments(bundle_dir: Path, weights: str) -> None:
-    if weights not in get_args(Weights):
-        raise ExportError(
-            f"weights must be fp32, int8 or int4, got {weights!r}{did_you_mean(weights, get_args(Weights))}"
-        )
+def _check_folder(bundle_dir: Path) -> None:
     if not bundle_dir.is_dir() or any(bundle_dir.iterdir()):
         raise OutputError(f"{bundle_dir}: expected an existing empty folder to write the bundle into")
-
-
-def _packing_passes(weights: Weights) -> list[ir.passes.InPlacePass]:
-    return [] if weights == "fp32" else [QuantizeLinears(BITS[weights])]
 
 
 def _write_graphs(model: ir.Model, bundle_dir: Path) -> None:
@@ -151,7 +154,13 @@ def _reshaped(value: ir.Value, owner: ir.TensorProtocol | None) -> ir.TensorProt
 
 
 def _write_texts(
-    checkpoint_dir: Path, bundle_dir: Path, graph: ir.Graph, config: Mapping[str, Any], *, prepack: bool
+    checkpoint_dir: Path,
+    bundle_dir: Path,
+    graph: ir.Graph,
+    config: Mapping[str, Any],
+    *,
+    prepack: bool,
+    libraries: Mapping[str, str],
 ) -> None:
     """Write genai_config.json and copy what describes the model and its text: configurations, tokenizer, template."""
     for name in ("config.json", "generation_config.json", *_TOKENIZER_FILES):
@@ -159,7 +168,8 @@ def _write_texts(
             shutil.copyfile(checkpoint_dir / name, bundle_dir / name)
     generation_path = checkpoint_dir / "generation_config.json"
     generation = json.loads(generation_path.read_text(encoding="utf-8")) if generation_path.is_file() else {}
-    _write_json(bundle_dir / GENAI_CONFIG, genai_config(graph, config, generation, prepack=prepack))
+    library = next(iter(libraries.values()), None)
+    _write_json(bundle_dir / GENAI_CONFIG, genai_config(graph, config, generation, prepack=prepack, library=library))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

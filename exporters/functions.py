@@ -152,7 +152,12 @@ def _expand_lines(form: Form) -> list[str]:
     ]
     if form.is_integer:
         return [*lines, *_signed_lines(bits, "found"), "masked = Mul(signed, ones)", "settled = Cast <to = 3> (masked)"]
-    return [*lines, "found_float = Cast <to = 1> (found)", "keep = Cast <to = 1> (ones)", "settled = Mul(found_float, keep)"]
+    return [
+        *lines,
+        "found_float = Cast <to = 1> (found)",
+        "keep = Cast <to = 1> (ones)",
+        "settled = Mul(found_float, keep)",
+    ]
 
 
 def _signed_lines(bits: int, name: str) -> list[str]:

@@ -26,14 +26,19 @@ UNBOUNDED = 1 << 18
 
 
 def genai_config(
-    graph: ir.Graph, config: Mapping[str, Any], generation: Mapping[str, Any], *, prepack: bool
+    graph: ir.Graph,
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    *,
+    prepack: bool,
+    library: str | None = None,
 ) -> dict[str, Any]:
     """Return the contents of genai_config.json for `graph` of the model that `config` (config.json) describes.
 
     `generation` is generation_config.json, whose special tokens come first. `prepack` False keeps onnxruntime from
     copying weights into layouts of its own, for fp32: they stay in the mapped file, where one token's products run as
     fast and a prompt's 1.1 times (512 tokens) to 2 times (32 tokens) as long; copied, the whole model is in memory
-    twice. Packed integers need the copy.
+    twice. Packed integers need the copy. `library` is the kernel library for the bundle's own architecture.
     """
     length = context_length(config)
     states = _states(graph)
@@ -45,7 +50,7 @@ def genai_config(
         "context_length": length,
         "eos_token_id": eos_ids(config, generation),
         **_single_tokens(config, generation),
-        "decoder": _decoder(graph, config, states, prepack=prepack),
+        "decoder": _decoder(graph, config, states, prepack=prepack, library=library),
     }
     return {"model": model, "search": search}
 
@@ -73,12 +78,16 @@ def _single_tokens(config: Mapping[str, Any], generation: Mapping[str, Any]) -> 
     return {"pad_token_id": eos[0], **tokens} if eos else tokens
 
 
-def _decoder(graph: ir.Graph, config: Mapping[str, Any], states: set[str], *, prepack: bool) -> dict[str, Any]:
+def _decoder(
+    graph: ir.Graph, config: Mapping[str, Any], states: set[str], *, prepack: bool, library: str | None
+) -> dict[str, Any]:
     names = [value.name for value in graph.inputs]
     plain = [name for name in ("input_ids", "attention_mask", "position_ids") if name in names]
     options: dict[str, Any] = {"log_id": "edgeslim", "provider_options": []}
     if not prepack:
         options["session.disable_prepacking"] = "1"
+    if library is not None:
+        options["custom_ops_library"] = library
     return {
         "session_options": options,
         "filename": GRAPH,

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgeslim.exporters.passes.last_logits import HEADS
 from edgeslim.runtime.manifest import Layer
+
+_STOCK = {"MatMul", "FusedMatMul", "MatMulNBits"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Linear:
 def linears(graph: ir.Graph) -> Iterator[ir.Node]:
     """Yield the nodes of `graph` that multiply by a constant matrix."""
     for node in graph:
-        right = node.inputs[1] if node.op_type in HEADS and len(node.inputs) > 1 else None
+        right = node.inputs[1] if node.op_type in _STOCK and len(node.inputs) > 1 else None
         if right is not None and right.is_initializer():
             yield node
 
@@ -32,11 +33,11 @@ def measure_layers(graph: ir.Graph) -> dict[str, Linear]:
     return {node.name or "": _measure(node) for node in linears(graph)}
 
 
-def layer_bytes(graph: ir.Graph, measured: Mapping[str, Linear]) -> tuple[Layer, ...]:
+def layer_bytes(graph: ir.Graph, measured: Mapping[str, Linear], form: str) -> tuple[Layer, ...]:
     """Return manifest entries for the `measured` linears with the bytes their nodes' constants take in `graph`."""
     sizes = {node.name: sum(_constant_bytes(value) for value in node.inputs[1:]) for node in linears(graph)}
     return tuple(
-        Layer(name=linear.name, shape=linear.shape, sparsity=linear.sparsity, bytes=sizes[node])
+        Layer(name=linear.name, shape=linear.shape, sparsity=linear.sparsity, bytes=sizes[node], form=form)
         for node, linear in measured.items()
         if node in sizes
     )

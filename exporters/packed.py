@@ -61,8 +61,9 @@ class Form:
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A packed matrix [n, k]: `values` uint8 (float16 or float32 for 16 and 32 bits), `scales` float32 or float16 [tiles, groups, 16], `masks` uint8
-    [tiles, steps, 8], `offsets` int64 [tiles + 1]; what the form does not need is None."""
+    """A packed matrix [n, k]: `values` uint8 (float16 or float32 for 16 and 32 bits), `scales` float32 or float16
+    [tiles, groups, 16], `masks` uint8 [tiles, steps, 8], `offsets` int64 [tiles + 1]; what the form does not
+    need is None."""
 
     form: Form
     n: int

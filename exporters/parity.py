@@ -20,7 +20,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeslim.errors import ParityError
-from edgeslim.exporters.passes.quantize_linears import BLOCK, set_accuracy_level
+from edgeslim.exporters.passes.quantize_linears import set_accuracy_level
+from edgeslim.exporters.passes.store_packed import set_float_activations
+from edgeslim.exporters.plan import Rounding
 from edgeslim.exporters.reference import Logits, Tokens, reference_logits
 from edgeslim.runtime.config import read_config
 from edgeslim.runtime.manifest import GRAPH, SCORING
@@ -38,19 +40,19 @@ SHIPPED_TOLERANCE = 0.2
 _EXACT = "exact-"  # prefix of the temporary graphs with float32 activations
 
 
-def check_parity(bundle: Path, checkpoint: Path, *, bits: int | None = None) -> dict[str, Any]:
+def check_parity(bundle: Path, checkpoint: Path, *, rounding: Rounding | None = None) -> dict[str, Any]:
     """Return the largest differences between the logits of `bundle` and of the `checkpoint` in transformers.
 
-    `bits` is the width that linear weights are packed in, None for float32.
+    `rounding` is how the bundle's weights were rounded, None for float32.
 
     Raises: ParityError when one of them is beyond its tolerance.
     """
     tokens = sample_tokens(bundle)
     original = reference_logits(checkpoint, tokens)
-    expected = original if bits is None else reference_logits(checkpoint, tokens, bits=bits, block=BLOCK)
+    expected = original if rounding is None else reference_logits(checkpoint, tokens, rounding=rounding)
     scale = max(1.0, float(np.abs(expected).max()))
     figures: dict[str, Any] = {"tokens": tokens.shape[1], "logit_scale": scale, "tolerance": TOLERANCE}
-    if bits is None:
+    if rounding is None:
         figures["max_abs_error"] = _judge(bundle, compare(bundle, tokens, expected)[0], TOLERANCE * scale)
         return figures
     figures["max_abs_error"] = _judge(bundle, _compare_exactly(bundle, tokens, expected), TOLERANCE * scale)
@@ -101,6 +103,7 @@ def _compare_exactly(bundle: Path, tokens: Tokens, expected: Logits) -> dict[str
         for copy in copies:
             model = ir.load(bundle / copy.name.removeprefix(_EXACT))
             set_accuracy_level(model, 0)
+            set_float_activations(model)
             ir.save(model, copy)
         return compare(bundle, tokens, expected, prefix=_EXACT)[0]
     finally:

@@ -14,7 +14,7 @@ from torch import nn
 
 from edgeslim.checkpoint import Checkpoint, Skeleton, quiet_transformers
 from edgeslim.errors import CheckpointError, ExportError
-from edgeslim.exporters.packing import round_to_blocks
+from edgeslim.exporters.plan import Rounding
 from edgeslim.tensorfile import read_tensor
 
 Logits = npt.NDArray[np.float32]
@@ -23,17 +23,18 @@ Tokens = npt.NDArray[np.int64]
 _CPU = torch.device("cpu")
 
 
-def reference_logits(checkpoint: Path, tokens: Tokens, *, bits: int | None = None, block: int = 128) -> Logits:
+def reference_logits(checkpoint: Path, tokens: Tokens, *, rounding: Rounding | None = None) -> Logits:
     """Return transformers' float32 logits [T, V] for `tokens` [1, T].
 
-    With `bits`, linears, head and token embedding are first rounded to blocks of `block` inputs in `bits` bits.
+    With `rounding`, linears, head and token embedding are first rounded by it; its second argument says whether the
+    weight is the embedding's (a tied head's too).
 
     Raises: ExportError when transformers cannot run the checkpoint.
     """
 
     def prepare(module: nn.Module) -> None:
-        if bits is not None:
-            round_weights_(module, bits, block)
+        if rounding is not None:
+            round_weights_(module, rounding)
 
     try:
         with quiet_transformers():
@@ -45,8 +46,8 @@ def reference_logits(checkpoint: Path, tokens: Tokens, *, bits: int | None = Non
     return np.asarray(logits.float().numpy())
 
 
-def round_weights_(model: nn.Module, bits: int, block: int) -> None:
-    """Round the linears, and the embeddings of tokens, of `model` to blocks of `bits` bits, in place."""
+def round_weights_(model: nn.Module, rounding: Rounding) -> None:
+    """Round the linears, and the embeddings of tokens, of `model` in place; an embedding before a head tied to it."""
     done: set[int] = set()
     for module in model.modules():
         is_convolution = type(module).__name__ == "Conv1D"  # GPT-2's linear, with weights [inputs, outputs]
@@ -58,7 +59,7 @@ def round_weights_(model: nn.Module, bits: int, block: int) -> None:
             continue
         done.add(weight.data_ptr())
         rows = weight.T if is_convolution else weight
-        rows.copy_(torch.from_numpy(round_to_blocks(rows.numpy(), bits, block)))
+        rows.copy_(torch.from_numpy(rounding(rows.numpy(), isinstance(module, nn.Embedding))))
 
 
 @contextmanager

@@ -22,6 +22,9 @@ from edgeslim.errors import EdgeslimError, RuntimeUnavailable
 VARIABLE = "EDGESLIM_LIBRARY"
 """Environment variable: path of the library to use, or ``none``."""
 
+ARCHITECTURES = ("x86_64", "aarch64")
+"""Architectures that there are kernels for."""
+
 _LAYOUTS = {"dense": 0, "bitmap": 1, "nm": 2}
 _SCALES = {None: 0, "float32": 1, "float16": 2}
 _TEXT = 256
@@ -38,8 +41,13 @@ def architecture() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
-def find_library() -> Path | None:
-    """Return the path of the kernel library, None where this installation has none."""
+def find_library(arch: str | None = None) -> Path | None:
+    """Return the path of the kernel library for `arch` (this machine's), None where this installation has none.
+
+    Raises: RuntimeUnavailable where the environment names a library that is not there.
+    """
+    if arch not in (None, architecture()):
+        return next((path for path in _places(f"native-{arch}", f"lib/{arch}") if path.is_file()), None)
     asked = os.environ.get(VARIABLE)
     if asked == "none":
         return None
@@ -47,15 +55,16 @@ def find_library() -> Path | None:
         if not Path(asked).is_file():
             raise RuntimeUnavailable(f"{VARIABLE}={asked}: no such file; unset it, or set it to the library's path")
         return Path(asked)
-    return next((path for path in _places() if path.is_file()), None)
+    return next((path for path in _places("native", ".") if path.is_file()), None)
 
 
-def _places() -> list[Path]:
-    """Return where the library may lie: built in a checkout, inside this package, or beside the installed one."""
-    here = Path(__file__).parent
-    places = [here.parent / "build" / "native" / library_name(), here / library_name()]
+def _places(build: str, folder: str) -> list[Path]:
+    """Return where a library may lie: built in a checkout, inside this package, or beside the installed one."""
+    here, name = Path(__file__).parent, library_name()
+    places = [here.parent / "build" / build / name, here / folder / name]
     with suppress(metadata.PackageNotFoundError):
-        places.append(Path(str(metadata.distribution("edgeslim").locate_file(f"edgeslim/runtime/{library_name()}"))))
+        installed = metadata.distribution("edgeslim").locate_file("edgeslim/runtime")
+        places.append(Path(str(installed)) / folder / name)
     return places
 
 

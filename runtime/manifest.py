@@ -34,12 +34,19 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One linear of the graph: shape [outputs, inputs], the part of its weights that is exactly 0, bytes on disk."""
+    """One linear of the graph: shape [outputs, inputs], the part of its weights that is exactly 0, bytes on disk.
+
+    `form` says how it is stored, such as fp32, int8 in blocks of 128, or bitmap_int8; `stored` which part of its
+    weights is; `reason` why, where there was a choice.
+    """
 
     name: str
     shape: tuple[int, int]
     sparsity: float
     bytes: int
+    form: str = ""
+    stored: float = 1.0
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +61,9 @@ class FileRecord:
 class Manifest:
     """The contents of `edgeslim.json`.
 
-    `weights` is fp32, int8 or int4; `weight_bytes` the size of the data file; `parity` holds the largest differences
-    to transformers' logits and their tolerance; `recipe` the effective recipe of every stage, empty where unknown.
+    `weights` is fp32, fp16, int8 or int4; `lowering` kernel or dense, and `reason` why; `weight_bytes` the size of the
+    data file; `libraries` the kernel libraries by architecture; `parity` holds the largest differences to transformers'
+    logits and their tolerance; `recipe` the effective recipe of every stage, empty where unknown.
     """
 
     source: Source
@@ -66,6 +74,9 @@ class Manifest:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
+    lowering: str = "dense"
+    reason: str = ""
+    libraries: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
@@ -145,6 +156,7 @@ def _from_json(content: dict[str, Any]) -> Manifest:
             **plain,
             "source": Source(**content["source"]),
             "layers": tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"]),
+            "libraries": {arch: _inside(name) for arch, name in content.get("libraries", {}).items()},
             "files": {_inside(name): FileRecord(**record) for name, record in content["files"].items()},
         }
     )

@@ -8,7 +8,7 @@ A session is fed a prompt in pieces of any size, then one token at a time; it gi
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeslim.errors import BundleError, RecipeError, did_you_mean, first_line
+from edgeslim.runtime.bundle_library import BundleLibrary, bundle_library
 from edgeslim.runtime.config import read_config
 from edgeslim.runtime.engines import choose_engine, import_engine
 from edgeslim.runtime.manifest import GENAI_CONFIG, GRAPH
@@ -71,9 +72,10 @@ class OrtSession:
         self.config = read_config(bundle)
         self._ort = import_engine("ort")
         self._graph = _existing(bundle / graph)
+        self.library = bundle_library(bundle)
         _check_threads(threads)
         try:
-            options = _ort_options(self._ort, bundle, self.config.session_options, threads)
+            options = _ort_options(self._ort, bundle, self.config.session_options, threads, self.library)
             self._session = self._ort.InferenceSession(self._graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exception classes share no base but Exception
             raise _load_error(self._graph, error) from error
@@ -160,11 +162,12 @@ class GenaiSession:
         self.config = read_config(bundle)
         self._og = import_engine("genai")
         _existing(bundle / GENAI_CONFIG)
+        self.library = _inside_only(bundle_library(bundle))
         _check_threads(threads)
         try:
             config = self._og.Config(str(bundle))
-            if threads is not None:
-                config.overlay(json.dumps(_thread_overlay(threads)))
+            for options in _overlays(threads, self.library, self.config.session_options):
+                config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
             self._model = self._og.Model(config)
         except Exception as error:  # pybind11 raises RuntimeError, json's parser others
             raise _load_error(str(bundle), error) from error
@@ -230,21 +233,33 @@ def _check_threads(threads: int | None) -> None:
         raise RecipeError(f"threads must be at least 1, got {threads}")
 
 
-def _thread_overlay(threads: int) -> dict[str, Any]:
-    return {"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}
+def _inside_only(library: BundleLibrary) -> BundleLibrary:
+    """Return what onnxruntime-genai makes of `library`: it loads none from outside the bundle's folder."""
+    return library if library.inside is not None else BundleLibrary(needed=library.needed)
 
 
-def _ort_options(ort: Any, bundle: Path, genai: Mapping[str, Any], threads: int | None) -> Any:
+def _overlays(
+    threads: int | None, library: BundleLibrary, options: Mapping[str, Any]
+) -> Iterator[dict[str, int | str]]:
+    """Yield the session options in which this run departs from the bundle's genai_config.json."""
+    if threads is not None:
+        yield {"intra_op_num_threads": threads}
+    if library.needed and options.get("custom_ops_library", "") != (library.inside or ""):
+        yield {"custom_ops_library": library.inside or ""}
+
+
+def _ort_options(ort: Any, bundle: Path, genai: Mapping[str, Any], threads: int | None, library: BundleLibrary) -> Any:
     """Return onnxruntime's session options that mean the same as `genai`, those of a genai_config.json."""
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only, as onnxruntime-genai has it
     count = threads if threads is not None else genai.get("intra_op_num_threads")
     if count is not None:
         options.intra_op_num_threads = count
-    library = genai.get("custom_ops_library")
-    if library:
-        inside = bundle / library
-        options.register_custom_ops_library(str(inside) if inside.is_file() else library)
+    if library.path is not None:
+        options.register_custom_ops_library(str(library.path))
+    elif not library.needed and (foreign := genai.get("custom_ops_library")):
+        inside = bundle / foreign
+        options.register_custom_ops_library(str(inside) if inside.is_file() else foreign)
     for key, value in genai.items():
         if "." in key:  # a configuration entry such as session.disable_prepacking
             options.add_session_config_entry(key, str(value))

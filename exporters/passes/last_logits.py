@@ -2,7 +2,7 @@
 
 Before: ``n = SkipSimplifiedLayerNormalization(a, b, w)`` [B, T, H]; ``logits = MatMul(n, W)`` [B, T, V].
 After: ``n = SkipSimplifiedLayerNormalization(Gather(a, [-1], axis=1), Gather(b, [-1], axis=1), w)`` [B, 1, H];
-``logits = MatMul(n, W)`` [B, 1, V].
+``logits = MatMul(n, W)`` [B, 1, V]. A head that norms by itself, PackedLinear(s, norm=w), gets Gather(s, [-1]).
 
 A prompt's full logits are its largest tensor by far: 1,000 tokens of a 50,000 token vocabulary fill 200 MB.
 
@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from edgeslim.errors import ExportError
 
-HEADS = {"MatMul", "FusedMatMul", "MatMulNBits"}
+HEADS = {"MatMul", "FusedMatMul", "MatMulNBits", "PackedLinear"}
 NORMS = {
     "SkipSimplifiedLayerNormalization": 2,
     "SkipLayerNormalization": 2,

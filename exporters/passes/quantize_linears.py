@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgeslim.exporters.initializers import add_initializer, drop_unused
 from edgeslim.exporters.packing import block_scales, pack_codes, packed_shape
 
 BLOCK = 128
@@ -42,12 +43,12 @@ class QuantizeLinears(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         products = [node for node in model.graph if constant_matrix(node) is not None]
-        lookups = [node for node in model.graph if _is_token_lookup(node)]
+        lookups = [node for node in model.graph if is_token_lookup(node)]
         for node in products:
             self._pack_product(model.graph, node)
         for node in lookups:
             self._pack_lookup(model.graph, node)
-        _drop_unused(model.graph)
+        drop_unused(model.graph)
         if products or lookups:
             model.graph.opset_imports.setdefault(_DOMAIN, 1)
         return ir.passes.PassResult(model, bool(products or lookups))
@@ -117,7 +118,8 @@ def set_accuracy_level(model: ir.Model, level: int) -> None:
             _set_attributes(node, accuracy_level=level)
 
 
-def _is_token_lookup(node: ir.Node) -> bool:
+def is_token_lookup(node: ir.Node) -> bool:
+    """Return whether `node` reads rows of a constant table by the ids of the tokens fed."""
     if node.op_type != "Gather" or node.domain or node.attributes.get_int("axis", 0) != 0:
         return False
     table, ids = node.inputs[0], node.inputs[1]
@@ -132,12 +134,8 @@ def _lazy(
     compute: Callable[[], npt.NDArray[Any]],
 ) -> ir.Value:
     """Return the initializer `name` of `graph`, added where it is not there yet; `compute` runs when it is written."""
-    if name not in graph.initializers:
-        tensor = ir.LazyTensor(lambda: ir.tensor(compute()), dtype=dtype, shape=ir.Shape(shape), name=name)
-        graph.register_initializer(
-            ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)
-        )
-    return graph.initializers[name]
+    tensor = ir.LazyTensor(lambda: ir.tensor(compute()), dtype=dtype, shape=ir.Shape(shape), name=name)
+    return add_initializer(graph, name, tensor)
 
 
 def _same_bytes(graph: ir.Graph, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
@@ -169,8 +167,3 @@ def _set_attributes(node: ir.Node, **values: int) -> None:
         node.attributes.pop("transB", None)
     for name, value in values.items():
         node.attributes[name] = ir.AttrInt64(name, value)
-
-
-def _drop_unused(graph: ir.Graph) -> None:
-    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
-        del graph.initializers[name]

@@ -1,0 +1,90 @@
+"""Take a float32 graph to the operators and constants that a plan asks for."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgeslim.exporters.functions import form_name
+from edgeslim.exporters.layers import Linear, layer_bytes, measure_layers
+from edgeslim.exporters.packed_nodes import Matrix, is_linear, matrix_of
+from edgeslim.exporters.packing import F32
+from edgeslim.exporters.passes import run_passes
+from edgeslim.exporters.passes.fuse_gate import FuseGate
+from edgeslim.exporters.passes.fuse_norm import FuseNorm
+from edgeslim.exporters.passes.fuse_sums import FuseSums
+from edgeslim.exporters.passes.half_weights import HalfWeights
+from edgeslim.exporters.passes.join_linears import JoinLinears
+from edgeslim.exporters.passes.packed_linears import PackedLinears
+from edgeslim.exporters.passes.quantize_linears import BLOCK, QuantizeLinears
+from edgeslim.exporters.passes.split_skip_norms import SplitSkipNorms
+from edgeslim.exporters.passes.store_packed import Choice, StoredMatrix, StorePacked
+from edgeslim.exporters.plan import Plan
+from edgeslim.runtime.manifest import Layer
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """The linears of a lowered graph, and whether it uses operators of ours."""
+
+    layers: tuple[Layer, ...]
+    uses_kernels: bool
+
+
+@contextmanager
+def scratch_file(folder: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file beside `folder`, on the same disk; it is gone afterwards."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.packing.") as place:
+        yield Path(place) / "packed"
+
+
+def lower(model: ir.Model, plan: Plan, scratch: Path, progress: Progress = lambda done, total: None) -> Lowered:
+    """Lower `model` in place as `plan` says; packed tensors go into the file `scratch`, which must outlive it."""
+    measured = measure_layers(model.graph)
+    if plan.lowering == "dense":
+        return _lower_to_stock(model, plan, measured)
+    selected = {node for node, layer in measured.items() if plan.select(layer)}
+    run_passes(model, [PackedLinears(select=lambda node: (node.name or "") in selected, lookups=plan.bits < 32)])
+    run_passes(model, [SplitSkipNorms(), FuseNorm(), FuseGate(), JoinLinears(), FuseSums()])
+    store = StorePacked(_chooser(model.graph, plan), scratch, progress=progress)
+    run_passes(model, [store])
+    plain = {node: layer for node, layer in measured.items() if node not in store.stored}
+    layers = [
+        *(_layer(node, store) for node in model.graph if is_linear(node)),
+        *layer_bytes(model.graph, plain, "fp32"),
+    ]
+    return Lowered(layers=tuple(layers), uses_kernels=bool(store.stored))
+
+
+def _lower_to_stock(model: ir.Model, plan: Plan, measured: Mapping[str, Linear]) -> Lowered:
+    if plan.is_integer:
+        run_passes(model, [QuantizeLinears(plan.bits)])
+        form = f"blocks of {BLOCK}, int{plan.bits}"
+    else:
+        run_passes(model, [HalfWeights()] if plan.bits == 16 else [])
+        form = plan.weights
+    return Lowered(layers=layer_bytes(model.graph, measured, form), uses_kernels=False)
+
+
+def _chooser(graph: ir.Graph, plan: Plan) -> Callable[[Matrix, F32], Choice]:
+    """Return how a matrix gets its form: one that rows are read of is an embedding."""
+    embeddings = {matrix_of(node) for node in graph if node.op_type == "PackedGather"}
+    return lambda matrix, dense: plan.choose(matrix, dense, embedding=matrix in embeddings)
+
+
+def _layer(node: ir.Node, store: StorePacked) -> Layer:
+    stored: StoredMatrix = store.stored[node.name or ""]
+    return Layer(
+        name=stored.matrix.name,
+        shape=(stored.matrix.n, stored.matrix.k),
+        sparsity=stored.sparsity,
+        bytes=stored.nbytes,
+        form=form_name(stored.choice.form),
+        stored=stored.density,
+        reason=stored.choice.reason,
+    )

@@ -1,0 +1,49 @@
+"""Which kernel library a bundle runs with on this machine, if any."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeslim.runtime.config import read_object
+from edgeslim.runtime.library import VARIABLE, architecture, find_library, library_name
+from edgeslim.runtime.manifest import MANIFEST
+
+BODIES = "function bodies"
+"""What a bundle with operators of ours runs on where there is no library for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleLibrary:
+    """How the operators of ours in a bundle run here: by the library at `path`, which lies at `inside` in the bundle
+    where that is not None; `path` None: by their function bodies. `needed` is False for bundles without any."""
+
+    needed: bool
+    path: Path | None = None
+    inside: str | None = None
+
+    @property
+    def warning(self) -> str | None:
+        """One sentence where operators of ours are there and run without their kernels."""
+        if not self.needed or self.path is not None or os.environ.get(VARIABLE) == "none":
+            return None
+        return (
+            f"the bundle has no kernel library for {architecture()} ({library_name()}): its function bodies run "
+            f"instead, slower and with unpacked weights; export it again with --arch {architecture()}"
+        )
+
+
+def bundle_library(bundle: Path) -> BundleLibrary:
+    """Return how the operators of ours in `bundle` run on this machine.
+
+    The bundle's own library comes first, then this installation's; the environment variable EDGESLIM_LIBRARY overrides
+    both, and ``none`` asks for function bodies.
+    """
+    manifest = read_object(bundle / MANIFEST)
+    needed = manifest.get("lowering") == "kernel"
+    if not needed or os.environ.get(VARIABLE) == "none":
+        return BundleLibrary(needed=needed)
+    inside = manifest.get("libraries", {}).get(architecture())
+    usable = inside is not None and Path(inside).name == library_name() and ".." not in Path(inside).parts
+    if VARIABLE not in os.environ and usable and (bundle / inside).is_file():
+        return BundleLibrary(needed=True, path=bundle / inside, inside=inside)
+    return BundleLibrary(needed=True, path=find_library())
