@@ -15,7 +15,7 @@ struct Fault {
 #if defined(__GNUC__)
 __attribute__((format(printf, 1, 2)))
 #endif
-inline Fault fault(const char* format, ...) {
+static inline Fault fault(const char* format, ...) {
   Fault result;
   va_list arguments;
   va_start(arguments, format);

@@ -5,15 +5,20 @@
 namespace edgeslim {
 namespace {
 
-float stored_float(const Packed& w, const uint8_t* values, int64_t index) {
-  if (w.bits == 32) {
-    float x;
-    std::memcpy(&x, values + 4 * index, 4);
-    return x;
-  }
+float load_single(const uint8_t* at) {
+  float x;
+  std::memcpy(&x, at, 4);
+  return x;
+}
+
+float load_half(const uint8_t* at) {
   uint16_t x;
-  std::memcpy(&x, values + 2 * index, 2);
+  std::memcpy(&x, at, 2);
   return half_to_float(x);
+}
+
+float stored_float(const Packed& w, const uint8_t* values, int64_t index) {
+  return w.bits == 32 ? load_single(values + 4 * index) : load_half(values + 2 * index);
 }
 
 int stored_integer(const Packed& w, const uint8_t* values, int64_t index) {
@@ -23,8 +28,8 @@ int stored_integer(const Packed& w, const uint8_t* values, int64_t index) {
 
 float scale_of(const Packed& w, int64_t row, int64_t group) {
   const int64_t at = ((row / kTileRows) * w.groups + group) * kTileRows + row % kTileRows;
-  return w.scale_type == ScaleType::half ? half_to_float(static_cast<const uint16_t*>(w.scales)[at])
-                                         : static_cast<const float*>(w.scales)[at];
+  const auto* scales = static_cast<const uint8_t*>(w.scales);
+  return w.scale_type == ScaleType::half ? load_half(scales + 2 * at) : load_single(scales + 4 * at);
 }
 
 }  // namespace

@@ -43,12 +43,15 @@ struct Zmm {
     const __m512i bytes = _mm512_srl_epi32(_mm512_loadu_si512(p), _mm_cvtsi32_si128(8 * input));
     return {_mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(255)))};
   }
-  static Zmm expand_single(const uint8_t* values, uint32_t mask) {
-    return {_mm512_maskz_expand_ps(__mmask16(mask), _mm512_loadu_ps(values))};
+  static Zmm expand_single(const uint8_t* values, uint32_t mask) {  // the loads stay apart, as in load_codes
+    __m512 stored = _mm512_loadu_ps(values);
+    asm volatile("" : "+v"(stored));
+    return {_mm512_maskz_expand_ps(__mmask16(mask), stored)};
   }
   static Zmm expand_half(const uint8_t* values, uint32_t mask) {
-    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
-    return {_mm512_cvtph_ps(_mm256_maskz_expand_epi16(__mmask16(mask), half))};
+    __m256i stored = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
+    asm volatile("" : "+v"(stored));
+    return {_mm512_cvtph_ps(_mm256_maskz_expand_epi16(__mmask16(mask), stored))};
   }
 };
 

@@ -76,11 +76,15 @@ static void prologue(const Prologue& in, int64_t token, int64_t k, int64_t padde
 
 template <class V>
 static void quantize(const float* t, int64_t k, int64_t padded, int8_t* codes, float* scale) {
-  V most = V::set(0);
-  for (int64_t i = 0; i < k; i += 16) most = V::max(most, V::abs(V::load_some(t + i, k - i < 16 ? k - i : 16)));
+  V most = V::set(0), strange = V::set(0);
+  for (int64_t i = 0; i < k; i += 16) {
+    const V v = V::load_some(t + i, k - i < 16 ? k - i : 16);
+    most = V::max(V::abs(v), most);  // in this order what is not a number leaves the maximum as it was
+    strange = V::add(strange, V::sub(v, v));
+  }
   const float largest = max_of_lanes(most);
   const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-  *scale = largest / 127.0f;
+  *scale = largest / 127.0f + sum_of_lanes(strange);  // the outputs of a token with NaN are NaN, as in floats
   for (int64_t i = 0; i < padded; i += 16) {
     const int64_t count = k - i < 16 ? (k > i ? k - i : 0) : 16;
     int8_t sixteen[16];

@@ -29,20 +29,15 @@ Fault check_numbers(const Packed& w) {
   return {};
 }
 
+// Whether each row of a step keeps pattern_n of every pattern_m inputs, all 16 rows at once: a word for each input, and
+// their bits added up as a two-bit number.
 bool follows_pattern(uint64_t mask, const Packed& w) {
-  for (int64_t first = 0; first < kStepPositions; first += w.pattern_m) {
-    uint64_t group = 0;
-    for (int64_t i = 0; i < w.pattern_m; ++i) {
-      int64_t at = first + i;  // integers: inputs of one output stand side by side; floats: 16 apart
-      if (!w.is_integer()) {
-        int64_t input = at % kStepInputs, output = at / kStepInputs;
-        at = kTileRows * input + output;
-      }
-      group |= ((mask >> at) & 1) << i;
-    }
-    if (count_ones(group) != w.pattern_n) return false;
-  }
-  return true;
+  const uint64_t rows = w.is_integer() ? 0x1111111111111111u : 0xffffu;
+  const int apart = w.is_integer() ? 1 : kTileRows;
+  const uint64_t a = mask & rows, b = (mask >> apart) & rows, c = (mask >> 2 * apart) & rows, d = (mask >> 3 * apart) & rows;
+  if (w.pattern_m == 2) return (a ^ b) == rows && (c ^ d) == rows;
+  const uint64_t ones = a ^ b ^ c ^ d, twos = (a & b) ^ (c & d) ^ ((a ^ b) & (c ^ d));
+  return ones == (w.pattern_n & 1 ? rows : 0) && twos == (w.pattern_n & 2 ? rows : 0);
 }
 
 Fault check_masks(const Packed& w) {
@@ -56,18 +51,18 @@ Fault check_masks(const Packed& w) {
         return fault("masks: tile %lld, step %lld is not %lld:%lld", Long(tile), Long(step), Long(w.pattern_n),
                      Long(w.pattern_m));
     }
-    if (w.layout == Layout::bitmap && bytes != w.offsets[tile + 1] - w.offsets[tile])
-      return fault("offsets: tile %lld spans %lld bytes, its masks name %lld", Long(tile),
-                   Long(w.offsets[tile + 1] - w.offsets[tile]), Long(bytes));
+    const int64_t span = w.layout == Layout::bitmap ? load_offset(w, tile + 1) - load_offset(w, tile) : bytes;
+    if (bytes != span)
+      return fault("offsets: tile %lld spans %lld bytes, its masks name %lld", Long(tile), Long(span), Long(bytes));
   }
   return {};
 }
 
 // Offsets rise from 0 and stay within the values: only then may their differences be trusted.
 Fault check_offsets(const Packed& w, int64_t value_count) {
-  if (w.offsets[0] != 0) return fault("offsets must begin with 0, got %lld", Long(w.offsets[0]));
+  if (load_offset(w, 0) != 0) return fault("offsets must begin with 0, got %lld", Long(load_offset(w, 0)));
   for (int64_t tile = 0; tile < w.tiles; ++tile) {
-    const int64_t here = w.offsets[tile], next = w.offsets[tile + 1];
+    const int64_t here = load_offset(w, tile), next = load_offset(w, tile + 1);
     if (next < here || next > value_count - kSlack)
       return fault("offsets must rise and end 64 bytes before the %lld values do, got %lld after %lld",
                    Long(value_count), Long(next), Long(here));

@@ -79,8 +79,15 @@ static inline uint64_t load_mask(const uint8_t* masks, int64_t index) {
   return mask;
 }
 
+// Tensors of a mapped file may lie at any address: numbers in them are read byte by byte, as memcpy does.
+static inline int64_t load_offset(const Packed& w, int64_t tile) {
+  int64_t offset;
+  std::memcpy(&offset, reinterpret_cast<const uint8_t*>(w.offsets) + tile * 8, 8);
+  return offset;
+}
+
 static inline int64_t tile_start(const Packed& w, int64_t tile) {
-  return w.layout == Layout::bitmap ? w.offsets[tile] : tile * w.steps * w.step_bytes;
+  return w.layout == Layout::bitmap ? load_offset(w, tile) : tile * w.steps * w.step_bytes;
 }
 
 static inline const uint8_t* tile_masks(const Packed& w, int64_t tile) { return w.masks + tile * w.steps * 8; }

@@ -14,7 +14,7 @@ constexpr int64_t kTokensInline = 4;      // so few tokens are quantized by the 
 
 int64_t bytes_of_tile(const Packed& w) {
   const int64_t masks = w.layout == Layout::dense ? 0 : w.steps * 8;
-  if (w.layout == Layout::bitmap) return masks + (w.offsets[w.tiles] / w.tiles);
+  if (w.layout == Layout::bitmap) return masks + tile_start(w, w.tiles) / w.tiles;
   return masks + w.steps * w.step_bytes;
 }
 

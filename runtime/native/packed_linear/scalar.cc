@@ -15,7 +15,11 @@ struct Sixteen {
     return r;
   }
   using V = Sixteen;
-  static V load(const float* p) { return each([&](int i) { return p[i]; }); }
+  static V load(const float* p) {  // of any address: scales lie where a file has them
+    V r;
+    std::memcpy(r.lane, static_cast<const void*>(p), sizeof r.lane);
+    return r;
+  }
   static V load_some(const float* p, int64_t count) { return each([&](int i) { return i < count ? p[i] : 0.0f; }); }
   void store(float* p) const { std::memcpy(p, lane, sizeof lane); }
   void store_some(float* p, int64_t count) const { std::memcpy(p, lane, sizeof(float) * count); }
@@ -35,7 +39,11 @@ struct Sixteen {
   }
   static V from_int32(const int32_t* p) { return each([&](int i) { return float(p[i]); }); }
   static V from_codes(const uint8_t* p, int input) { return each([&](int i) { return float(p[4 * i + input]); }); }
-  static V from_half(const uint16_t* p) { return each([&](int i) { return half_to_float(p[i]); }); }
+  static V from_half(const uint16_t* p) {
+    uint16_t half[16];
+    std::memcpy(half, static_cast<const void*>(p), sizeof half);
+    return each([&](int i) { return half_to_float(half[i]); });
+  }
   template <class F>
   static V expand(uint32_t mask, F next) {
     return each([&](int i) { return (mask >> i) & 1 ? next() : 0.0f; });
