@@ -11,6 +11,7 @@ namespace edgeslim::ort {
 
 const CustomOp* packed_linear();
 const CustomOp* packed_gather();
+const CustomOp* group_query_attention();
 
 namespace {
 
@@ -20,7 +21,7 @@ Status* register_all(SessionOptions* options, const ApiBase* base) {
   const Functions f(api);
   OpDomain* domain = nullptr;
   if (Status* status = f.create_domain("edgeslim", &domain)) return status;
-  for (const CustomOp* op : {packed_linear(), packed_gather()})
+  for (const CustomOp* op : {packed_linear(), packed_gather(), group_query_attention()})
     if (Status* status = f.domain_add(domain, op)) return status;
   return f.add_domain(options, domain);
 }

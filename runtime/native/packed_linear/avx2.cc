@@ -7,6 +7,7 @@
 #include <immintrin.h>
 
 #include "core/cpu.h"
+#include "attention/generic.h"
 #include "packed_linear/generic.h"
 #include "packed_linear/spread.h"
 
@@ -366,7 +367,7 @@ bool available() { return cpu().avx2; }
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", available, prologue<Ymm>, quantize<Ymm>, few, many, floats<Avx2>};
+const Kernels kAvx2 = {"avx2", available, prologue<Ymm>, quantize<Ymm>, few, many, floats<Avx2>, attend<Ymm>};
 
 }  // namespace edgeslim
 

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "core/cpu.h"
+#include "attention/generic.h"
 #include "packed_linear/generic.h"
 
 namespace edgeslim {
@@ -237,7 +238,7 @@ bool available() { return cpu().avx512; }
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512-vnni", available, prologue<Zmm>, quantize<Zmm>, few, many, floats<Avx512>};
+const Kernels kAvx512 = {"avx512-vnni", available, prologue<Zmm>, quantize<Zmm>, few, many, floats<Avx512>, attend<Zmm>};
 
 }  // namespace edgeslim
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "attention/attention.h"
 #include "packed_linear/layout.h"
 
 namespace edgeslim {
@@ -58,6 +59,8 @@ struct Kernels {
   void (*many)(const Packed&, const Quantized&, const Output&, int64_t first, int64_t last, uint8_t* scratch);
   // The same with float32 activations; `scratch` holds 16 * kFloatChunk floats and 16 floats a token.
   void (*floats)(const Packed&, const Floats&, const Output&, int64_t first, int64_t last, float* scratch);
+  // Query rows [first, last) of one head.
+  void (*attend)(const Attention&, int64_t first, int64_t last);
 };
 
 constexpr int64_t kFloatChunk = 256;  // inputs of a tile that are expanded to float32 at a time

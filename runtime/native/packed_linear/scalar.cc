@@ -1,5 +1,6 @@
 // The specification: every other variant is tested against this one.
 #include "core/half.h"
+#include "attention/generic.h"
 #include "packed_linear/generic.h"
 
 namespace edgeslim {
@@ -111,6 +112,6 @@ bool always() { return true; }
 
 }  // namespace
 
-const Kernels kScalar = {"scalar", always, prologue<Sixteen>, quantize<Sixteen>, few, many, floats<Scalar>};
+const Kernels kScalar = {"scalar", always, prologue<Sixteen>, quantize<Sixteen>, few, many, floats<Scalar>, attend<Sixteen>};
 
 }  // namespace edgeslim
