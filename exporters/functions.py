@@ -19,14 +19,27 @@ from edgeslim.exporters.packed import Form
 
 DOMAIN = "edgeslim"
 VERSION = 1
-LINEAR, GATHER = "PackedLinear", "PackedGather"
+LINEAR, GATHER, ATTENTION = "PackedLinear", "PackedGather", "GroupQueryAttention"
 LINEAR_INPUTS = ("x", "values", "scales", "masks", "offsets", "bias", "gate", "norm", "residual")
 GATHER_INPUTS = ("ids", "values", "scales", "masks", "offsets")
+ATTENTION_INPUTS = (
+    "qkv",
+    "key",
+    "value",
+    "past_key",
+    "past_value",
+    "seqlens_k",
+    "total_sequence_length",
+    "cos_cache",
+    "sin_cache",
+)
+ATTENTION_ATTRIBUTES = ("num_heads", "kv_num_heads", "scale", "do_rotary", "rotary_interleaved", "local_window_size")
 OPTIONAL = LINEAR_INPUTS[5:]
 OPSET = 23
 """Opset of the bodies: the first with RMSNormalization."""
 
 _MATRIX = ("layout", "n", "k", "bits", "group", "pattern_n", "pattern_m")
+_ATTENTION_TYPES = ("int", "int", "float", "int", "int", "int")
 _LINEAR_ATTRIBUTES = (*_MATRIX, "activations", "x_start", "gate_start", "epsilon")
 
 
@@ -79,6 +92,19 @@ def gather_function(form: Form) -> ir.Function:
     else:
         lines.append("y = Identity(as_float)")
     return _function(GATHER, form_name(form), GATHER_INPUTS, _MATRIX, lines)
+
+
+def attention_function() -> ir.Function:
+    """Return the body of GroupQueryAttention: the operator of com.microsoft, which computes the same."""
+    kinds = zip(ATTENTION_ATTRIBUTES, _ATTENTION_TYPES, strict=True)
+    passed = ", ".join(f"{name}: {kind} = @{name}" for name, kind in kinds)
+    inputs, outputs = ", ".join(ATTENTION_INPUTS), "y, present_key, present_value"
+    text = (
+        f'<opset_import: ["" : {OPSET}, "com.microsoft" : 1], domain: "{DOMAIN}">\n'
+        f"{ATTENTION} <{', '.join(ATTENTION_ATTRIBUTES)}> ({inputs}) => ({outputs}) {{\n"
+        f"  {outputs} = com.microsoft.{ATTENTION} <{passed}> ({inputs})\n}}"
+    )
+    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
 
 
 def _function(
