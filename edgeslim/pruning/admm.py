@@ -50,7 +50,7 @@ def admm(target: Tensor, h: Tensor, pattern: Pattern, schedule: Schedule | None 
     """
     schedule = schedule or Schedule()
     scale = h.diagonal().sqrt()
-    values, vectors = torch.linalg.eigh(h / scale / scale[:, None])
+    values, vectors = torch.linalg.eigh((h / scale).div_(scale[:, None]))
     t = target * scale
     puller = _puller(values, vectors, t.shape[0] * schedule.hold)
     keep, rho = keep_mask(t.abs(), pattern), schedule.start

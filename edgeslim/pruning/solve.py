@@ -133,7 +133,7 @@ def solve_cg(
     stops when what is yet to gain, foreseen from its last steps, is at most `tolerance` of the objective then left.
     """
     scale = h.diagonal().sqrt()
-    product = times_transposed(h / scale / scale[:, None])  # Jacobi's preconditioner is now the identity
+    product = times_transposed((h / scale).div_(scale[:, None]))  # Jacobi's preconditioner is now the identity
     first = leading(product, scale)
     solved = torch.empty_like(target)
     for rows in torch.arange(target.shape[0]).split(ROWS):
