@@ -74,11 +74,21 @@ struct Operands {
     spoil(random);
   }
 
-  bool ordinary() const { return inputs == Inputs::ordinary || inputs == Inputs::zero; }
+  // The same largest input everywhere.
+  void make_extreme(float value) {
+    has_gate = has_norm = false;
+    inputs = Inputs::ordinary;
+    std::fill(x.data(), x.data() + x.size(), value);
+  }
+
+  bool ordinary() const { return inputs <= Inputs::zero; }
 
  private:
   void spoil(Random& random) {
-    const float factor = inputs == Inputs::zero ? 0.0f : inputs == Inputs::tiny ? 1e-39f : inputs == Inputs::huge ? 1e37f : 1.0f;
+    const float factor = inputs == Inputs::zero   ? 0.0f
+                         : inputs == Inputs::tiny ? 1e-39f
+                         : inputs == Inputs::huge ? 1e37f
+                                                  : 1.0f;
     for (int64_t i = 0; i < x.size(); ++i) x.data()[i] *= factor;
     if (inputs == Inputs::with_nan) x.data()[random.below(x.size())] = NAN;
     if (inputs == Inputs::with_infinity) x.data()[random.below(x.size())] = -INFINITY;
@@ -185,9 +195,8 @@ struct Count {
   }
 };
 
-void compare(const Matrix& m, int64_t tokens, bool single, Random& random, Count* count) {
+void compare(const Matrix& m, const Operands& o, bool single, Random& random, Count* count) {
   static const std::vector<std::string> names = runnable();
-  const Operands o(m, tokens, random);
   edgeslim_packed w = m.view();
   const Moved values(m.values, random.below(64)), masks(m.masks, random.below(64));
   const Moved offsets(m.offsets, random.below(64)), scales(m.scales, random.below(64));
@@ -223,8 +232,25 @@ std::vector<Form> forms() {
   return all;
 }
 
+// Every weight and every input as large as it can be: where sums in few bits would overflow.
+void compare_extremes(Count* count) {
+  for (const Form& form : forms())
+    for (Codes codes : {Codes::lowest, Codes::highest})
+      for (float input : {-2.0f, 2.0f})
+        for (int64_t tokens : {1, 5}) {
+          if (!form.is_integer()) continue;
+          Random random(7);
+          const int64_t longest = form.layout == 0 && !form.group ? 65536 : 1000;
+          const Matrix m = Packer(form, 16, longest, 1, random, codes).pack();
+          Operands o(m, tokens, random);
+          o.make_extreme(input);
+          compare(m, o, false, random, count);
+        }
+}
+
 Count compare_all(int64_t every) {
   Count count;
+  compare_extremes(&count);
   int64_t number = 0;
   for (const Form& form : forms())
     for (int64_t n : kOutputs)
@@ -235,7 +261,7 @@ Count compare_all(int64_t every) {
           Random random{uint64_t(number)};
           const Matrix m = Packer(form, n, k, density, random).pack();
           for (int64_t tokens : kTokens)
-            for (bool single : {false, true}) compare(m, tokens, single, random, &count);
+            for (bool single : {false, true}) compare(m, Operands(m, tokens, random), single, random, &count);
         }
   return count;
 }

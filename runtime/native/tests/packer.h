@@ -83,9 +83,13 @@ struct Matrix {
   }
 };
 
+// Which integers a matrix has. Sums of products overflow where all are extreme; of mixed ones half are.
+enum class Codes { lowest, highest, mixed };
+
 class Packer {
  public:
-  Packer(const Form& form, int64_t n, int64_t k, double density, Random& random) : random_(random), density_(density) {
+  Packer(const Form& form, int64_t n, int64_t k, double density, Random& random, Codes codes = Codes::mixed)
+      : random_(random), density_(density), codes_(codes) {
     m_.form = form;
     m_.n = n;
     m_.k = k;
@@ -187,14 +191,14 @@ class Packer {
     return double(code - half_range) * scales_[std::size_t((tile * m_.groups + group) * 16 + output)];
   }
 
-  // Extremes are common: they are where sums of products would overflow.
   int draw_code(int codes) {
-    const int64_t kind = random_.below(4);
+    const int64_t kind = codes_ == Codes::mixed ? random_.below(4) : int64_t(codes_);
     return kind == 0 ? 0 : kind == 1 ? codes - 1 : int(random_.below(codes));
   }
 
   Random& random_;
   double density_;
+  Codes codes_;
   int64_t lacking_ = 0;
   std::vector<float> scales_;
   Matrix m_;
