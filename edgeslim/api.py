@@ -1,4 +1,4 @@
-"""The verbs of edgeslim as Python functions: prune, export, run, profile, eval, compress.
+"""The verbs of edgeslim as Python functions: prune, export, inspect, run, profile, eval, bench_kernels, compress.
 
 Keyword options are the keys of the verb's recipe (see `edgeslim.recipe`), with its defaults. Heavy libraries are
 imported by the verb that needs them.
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from edgeslim.evaluate.perplexity import PerplexityResult
     from edgeslim.pruner import PruneReport
     from edgeslim.pruning.methods import PruneConfig
+    from edgeslim.runtime.inspection import Inspection
+    from edgeslim.runtime.kernel_bench import KernelReport
     from edgeslim.runtime.manifest import Manifest
     from edgeslim.runtime.profiler import Profile
 
@@ -73,26 +75,59 @@ def prune(
 def export(
     model: StrPath, output: StrPath, *, force: bool = False, progress: Progress = silent, **options: Any
 ) -> "Manifest":
-    """Export the checkpoint `model` into the new bundle `output`; return its manifest. `options`: see `ExportRecipe`.
+    """Export `model`, a checkpoint or an ONNX file, into the new bundle `output`; return its manifest.
+
+    `options`: see `ExportRecipe`.
 
     Raises: RecipeError, CheckpointError, ExportError, ParityError, OutputError.
     """
     recipe = from_options(ExportRecipe, options)
     output = Path(output)
     refuse_existing(output, force=force)
-    from edgeslim.checkpoint import Checkpoint
     from edgeslim.exporters.bundle import STAGES, export_checkpoint
+
+    def stage(name: str) -> None:
+        progress(STAGES.index(name), len(STAGES), f"export: {name}")
+
+    shared: dict[str, Any] = {
+        "weights": recipe.weights,
+        "lowering": recipe.lowering,
+        "architectures": recipe.arch or None,
+        "library": recipe.library,
+        "recipe": {"export": asdict(recipe)},
+        "source": str(model),
+        "progress": stage,
+    }
+    if Path(model).suffix == ".onnx":
+        from edgeslim.exporters.onnx_model import export_onnx
+
+        with new_folder(output, force=force) as folder:
+            return export_onnx(Path(model), folder, **shared)
+    from edgeslim.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(model)
     with new_folder(output, force=force) as folder:
-        return export_checkpoint(
-            checkpoint.folder,
-            folder,
-            weights=recipe.weights,  # type: ignore[arg-type]  # checked by the recipe
-            recipe={"export": asdict(recipe)},
-            source=str(model),
-            progress=lambda stage: progress(STAGES.index(stage), len(STAGES), f"export: {stage}"),
-        )
+        return export_checkpoint(checkpoint.folder, folder, **shared)
+
+
+def inspect(bundle: StrPath) -> "Inspection":
+    """Return what `bundle` consists of, its files compared with their checksums, and what runs it on this machine.
+
+    Raises: BundleError, RuntimeUnavailable.
+    """
+    from edgeslim.runtime.inspection import inspect_bundle
+
+    return inspect_bundle(Path(bundle))
+
+
+def bench_kernels(*, progress: Progress = silent, **options: Any) -> "KernelReport":
+    """Measure every kernel variant on this machine; see `edgeslim.runtime.kernel_bench.bench_kernels`.
+
+    Raises: RuntimeUnavailable, RecipeError.
+    """
+    from edgeslim.runtime.kernel_bench import bench_kernels
+
+    return bench_kernels(**options, on_progress=_labelled(progress, "measuring kernels"))
 
 
 def run(bundle: StrPath, prompt: str, **options: Any) -> Iterator[str]:

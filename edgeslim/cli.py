@@ -25,6 +25,9 @@ app = typer.Typer(
     help="Prune a small language model, export it to ONNX, run and measure it.",
 )
 
+bench = typer.Typer(no_args_is_help=True, help="Measure parts of edgeslim on this machine.")
+app.add_typer(bench, name="bench")
+
 _PRUNE, _EXPORT, _RUN, _PROFILE, _EVAL = PruneRecipe(), ExportRecipe(), RunRecipe(), ProfileRecipe(), EvalRecipe()
 
 _EXTRA_OF = {
@@ -125,18 +128,73 @@ def prune(
 def export(
     model: Model,
     output: Output,
-    weights: Annotated[str, typer.Option(help="fp32, int8 or int4.")] = _EXPORT.weights,
+    weights: Annotated[str, typer.Option(help="auto (int8), fp32, fp16, int8 or int4.")] = _EXPORT.weights,
+    lowering: Annotated[
+        str, typer.Option(help="auto, kernel (packed, operators of ours) or dense (stock operators).")
+    ] = _EXPORT.lowering,
+    arch: Annotated[
+        str | None, typer.Option(help="Architectures whose kernel library goes along, such as x86_64,aarch64.")
+    ] = None,
+    library: Annotated[
+        bool, typer.Option("--library/--no-library", help="Take the kernel library along.")
+    ] = _EXPORT.library,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Export a checkpoint to a bundle: an onnxruntime-genai model folder with a manifest."""
+    """Export a checkpoint, or a .onnx file, to a bundle: an onnxruntime-genai model folder with a manifest."""
+    architectures = tuple(name.strip() for name in arch.split(",") if name.strip()) if arch else ()
     with _reporting() as progress:
-        manifest = api.export(model, output, force=force, progress=progress, weights=weights)
+        manifest = api.export(
+            model,
+            output,
+            force=force,
+            progress=progress,
+            **_given(weights=weights, lowering=lowering, arch=architectures, library=library),
+        )
     if as_json:
         return _print_json(manifest.to_json())
     print(f"{output}: {manifest.weights} weights, {manifest.weight_bytes / 1e6:.1f} MB")
+    print(f"lowering {manifest.lowering} ({manifest.reason}); libraries: {', '.join(manifest.libraries) or 'none'}")
+    if "max_abs_error" not in manifest.parity:
+        return print(f"not compared with where it came from: {manifest.parity['not_compared']}")
     worst = max(manifest.parity["max_abs_error"].values())
-    print(f"logits differ from transformers' by at most {worst:.2g}, of at most {manifest.parity['logit_scale']:.3g}")
+    print(f"outputs differ from the source's by at most {worst:.2g}, of at most {manifest.parity['logit_scale']:.3g}")
+
+
+@app.command()
+def inspect(bundle: Bundle, as_json: Json = False) -> None:
+    """Show a bundle layer by layer: pattern, bits, bytes, and what runs it here. Every file's checksum is verified."""
+    with _one_line_errors():
+        inspection = api.inspect(bundle)
+    if as_json:
+        return _print_json(inspection.to_json())
+    from edgeslim.tables import print_inspection
+
+    print_inspection(inspection)
+
+
+@bench.command(name="kernels")
+def kernels(
+    isa: Annotated[
+        list[str] | None, typer.Option(help="Variant to measure; repeatable.  [default: the one in use]")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads.  [default: the physical cores]")] = None,
+    megabytes: Annotated[int, typer.Option(help="Size of a matrix in dense int8.")] = 96,
+    rounds: Annotated[int, typer.Option(help="Rounds, of which the best counts.")] = 5,
+    refresh: Annotated[
+        bool, typer.Option("--refresh/--no-refresh", help="Let `auto` decide by what is measured.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Measure each kernel: Gweights/s, GB/s and the share of this machine's read bandwidth."""
+    options = _given(isas=isa, threads=threads, megabytes=megabytes, rounds=rounds, refresh=refresh)
+    with _reporting() as progress:
+        report = api.bench_kernels(progress=progress, **options)
+    if as_json:
+        return _print_json(asdict(report))
+    from edgeslim.tables import print_kernels
+
+    print_kernels(report)
 
 
 @app.command()

@@ -24,7 +24,8 @@ MASK_RULES = ("s", "m", "progressive", "admm")
 SOLVERS = ("cholesky", "cg")
 TARGETS = ("pruned", "dense")
 SCOPES = ("row", "layer")
-WEIGHTS = ("fp32", "int8", "int4")
+WEIGHTS = ("auto", "fp32", "fp16", "int8", "int4")
+LOWERINGS = ("auto", "kernel", "dense")
 ENGINES = ("auto", "genai", "ort")
 RULES = ("edgeslim", "reference")
 
@@ -80,12 +81,23 @@ _PRUNE_CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRecipe:
-    """How to turn a checkpoint into a bundle."""
+    """How to turn a checkpoint, or an ONNX model, into a bundle.
 
-    weights: str = "fp32"
+    `weights` auto means int8. `lowering` "kernel" packs matrices for the operators of ours, "dense" uses stock ones
+    alone, "auto" is kernel where a kernel library is at hand. `arch` names the architectures whose kernel library goes
+    into the bundle (none: this machine's); `library` false leaves it out.
+    """
+
+    weights: str = "auto"
+    lowering: str = "auto"
+    arch: tuple[str, ...] = ()
+    library: bool = True
 
     def __post_init__(self) -> None:
         _check_choice("weights", self.weights, WEIGHTS)
+        _check_choice("lowering", self.lowering, LOWERINGS)
+        if self.arch and not self.library:
+            raise RecipeError(f"arch names libraries to take along and library is false, got {', '.join(self.arch)}")
 
 
 @dataclass(frozen=True, kw_only=True)

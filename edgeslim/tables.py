@@ -1,8 +1,13 @@
 """Results as tables for people."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeslim.runtime.inspection import Inspection
+    from edgeslim.runtime.kernel_bench import KernelReport
 
 _Row = tuple[str, Callable[[Mapping[str, Any]], str]]
 
@@ -37,6 +42,58 @@ def print_comparison(report: Mapping[str, Any], output: Path) -> None:
         if "run" in measured:
             prompt = report["recipe"]["run"]["prompt"]
             console.print(f"[bold]{name}[/bold]: {prompt}{measured['run']['text']}", highlight=False)
+
+
+def print_inspection(inspection: "Inspection") -> None:
+    """Print a bundle's layers, one a line, and what runs them here."""
+    from rich.table import Table
+
+    manifest, console = inspection.manifest, _wide_console()
+    table = Table(title=f"{inspection.bundle}: {manifest.weights} weights", title_justify="left")
+    for heading in ("layer", "shape", "zeros", "form", "stored", "bytes", "bits", "runs on"):
+        table.add_column(heading, justify="left" if heading in ("layer", "form", "runs on") else "right", no_wrap=True)
+    for layer in manifest.layers:
+        shape, bits = f"{layer.shape[0]} x {layer.shape[1]}", 8 * layer.bytes / max(layer.shape[0] * layer.shape[1], 1)
+        numbers = (f"{layer.stored:.1%}", f"{layer.bytes:,}", f"{bits:.2f}")
+        table.add_row(layer.name, shape, f"{layer.sparsity:.1%}", layer.form, *numbers, inspection.runs_on(layer))
+    console.print(table)
+    for (form, reason), count in Counter((layer.form, layer.reason) for layer in manifest.layers).items():
+        if reason:
+            console.print(f"{count} x {form}: {reason}", highlight=False)
+    console.print(f"lowering {manifest.lowering}: {manifest.reason}", highlight=False)
+    console.print(f"operators of ours run on: {inspection.kernels or 'there are none'}", highlight=False)
+    size = f"{manifest.weight_bytes / 1e6:.1f} MB of weights, {manifest.bundle_bytes / 1e6:.1f} MB in all"
+    console.print(f"{size}; all {len(manifest.files)} files have their checksums", highlight=False)
+    for warning in inspection.warnings:
+        console.print(f"warning: {warning}", highlight=False)
+
+
+def _wide_console() -> Any:
+    """Return a console that cuts no table when its output goes to a file."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def print_kernels(report: "KernelReport") -> None:
+    """Print the speeds of kernels, one a line."""
+    from rich.table import Table
+
+    console = _wide_console()
+    title = f"{report.machine}: reads {report.read_gb_per_s:.1f} GB/s"
+    table = Table(title=title, title_justify="left")
+    for heading in ("isa", "form", "stored", "tokens", "Gweights/s", "GB/s", "of bandwidth"):
+        table.add_column(heading, justify="left" if heading in ("isa", "form") else "right")
+    for speed in report.speeds:
+        figures = (f"{speed.gweights_per_s:.1f}", f"{speed.gb_per_s:.1f}", f"{speed.of_bandwidth:.0%}")
+        bound = figures if speed.tokens == 1 else (*figures[:2], "")
+        table.add_row(speed.isa, speed.form, f"{speed.density:.0%}", str(speed.tokens), *bound)
+    console.print(table)
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", highlight=False)
+    if report.costs:
+        console.print(f"`auto` decides by these from now on: {report.costs}", highlight=False)
 
 
 def _cell(show: Callable[[Mapping[str, Any]], str], measured: Mapping[str, Any]) -> str:

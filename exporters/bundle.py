@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from edgeslim import __version__
 from edgeslim.errors import OutputError
+from edgeslim.exporters.data_file import write_data
 from edgeslim.exporters.genai import genai_config
 from edgeslim.exporters.graph import build_graph, read_config
 from edgeslim.exporters.libraries import copy_libraries, find_libraries
@@ -22,7 +23,6 @@ from edgeslim.exporters.lowering import lower, scratch_file
 from edgeslim.exporters.parity import check_parity
 from edgeslim.exporters.passes import run_passes
 from edgeslim.exporters.passes.last_logits import LastLogits
-from edgeslim.exporters.passes.quantize_linears import SAME_BYTES
 from edgeslim.exporters.passes.recurrent_names import RecurrentNames
 from edgeslim.exporters.passes.tied_embedding import TiedEmbedding
 from edgeslim.exporters.plan import Lowering, Weights, make_plan, target_costs
@@ -32,7 +32,9 @@ Progress = Callable[[str], None]
 STAGES = ("graph", "weights", "parity")
 """What `progress` is called with, in this order."""
 
-_TOKENIZER_FILES = (
+TEXTS = (
+    "config.json",
+    "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -44,10 +46,6 @@ _TOKENIZER_FILES = (
     "chat_template.json",
 )
 _LIBRARIES = ("mobius-onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-genai", "transformers", "torch")
-_ALIGNMENT = 4096
-"""Larger tensors start on a page, so that they are mapped, and kernels may load whole vectors from them."""
-_INLINE_BELOW = 256  # bytes; shape inference must see the small constants
-_ALIGN_THRESHOLD = 2048  # bytes; smaller tensors are packed densely
 
 
 def export_checkpoint(
@@ -75,7 +73,7 @@ def export_checkpoint(
     """
     libraries = find_libraries(architectures)
     plan = make_plan(weights, lowering, library=bool(libraries), costs=target_costs(libraries))
-    _check_folder(bundle_dir)
+    check_folder(bundle_dir)
     config = read_config(checkpoint_dir)
     progress("graph")
     model = build_graph(checkpoint_dir)
@@ -102,55 +100,25 @@ def export_checkpoint(
         libraries=places,
         files=record_files(bundle_dir),
         recipe={**config.get("edgeslim", {}), **(recipe or {})},
-        versions=_versions(),
+        versions=versions(),
         parity=parity,
     )
     manifest.write(bundle_dir)
     return manifest
 
 
-def _check_folder(bundle_dir: Path) -> None:
+def check_folder(bundle_dir: Path) -> None:
+    """Raise OutputError unless `bundle_dir` is an empty folder."""
     if not bundle_dir.is_dir() or any(bundle_dir.iterdir()):
         raise OutputError(f"{bundle_dir}: expected an existing empty folder to write the bundle into")
 
 
 def _write_graphs(model: ir.Model, bundle_dir: Path) -> None:
     """Write data file, scoring graph (all positions) and generation graph (last position), which `model` becomes."""
-    _write_data(model, bundle_dir)
+    write_data(model, bundle_dir)
     ir.save(model, bundle_dir / SCORING)
     run_passes(model, [LastLogits()])
     ir.save(model, bundle_dir / GRAPH)
-
-
-def _write_data(model: ir.Model, bundle_dir: Path) -> None:
-    """Write the initializers of `model` into the data file, those that share bytes once, and let it refer to them."""
-    values = model.graph.initializers
-    shared = {
-        value: values[value.metadata_props[SAME_BYTES]]
-        for value in values.values()
-        if SAME_BYTES in value.metadata_props
-    }
-    for value in shared:
-        value.const_value = None  # keeps it from being written
-    ir.external_data.unload_from_model(
-        model,
-        bundle_dir,
-        DATA,
-        size_threshold_bytes=_INLINE_BELOW,
-        alignment=_ALIGNMENT,
-        align_threshold=_ALIGN_THRESHOLD,
-    )
-    for value, owner in shared.items():
-        value.const_value = _reshaped(value, owner.const_value)
-
-
-def _reshaped(value: ir.Value, owner: ir.TensorProtocol | None) -> ir.TensorProtocol:
-    """Return the bytes of `owner` under the shape of `value`, in the data file where the owner is there."""
-    assert owner is not None and value.shape is not None and value.name is not None
-    if not isinstance(owner, ir.ExternalTensor):
-        return ir.tensor(owner.numpy().reshape(value.shape.numpy()), name=value.name)
-    place = (owner.location, owner.offset, owner.length, owner.dtype)
-    return ir.ExternalTensor(*place, shape=value.shape, name=value.name, base_dir=owner.base_dir)
 
 
 def _write_texts(
@@ -163,20 +131,22 @@ def _write_texts(
     libraries: Mapping[str, str],
 ) -> None:
     """Write genai_config.json and copy what describes the model and its text: configurations, tokenizer, template."""
-    for name in ("config.json", "generation_config.json", *_TOKENIZER_FILES):
+    for name in TEXTS:
         if (checkpoint_dir / name).is_file():
             shutil.copyfile(checkpoint_dir / name, bundle_dir / name)
     generation_path = checkpoint_dir / "generation_config.json"
     generation = json.loads(generation_path.read_text(encoding="utf-8")) if generation_path.is_file() else {}
     library = next(iter(libraries.values()), None)
-    _write_json(bundle_dir / GENAI_CONFIG, genai_config(graph, config, generation, prepack=prepack, library=library))
+    write_json(bundle_dir / GENAI_CONFIG, genai_config(graph, config, generation, prepack=prepack, library=library))
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` to `path` for people to read."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of edgeslim and of the libraries that made a bundle."""
     return {"edgeslim": __version__, **{name: metadata.version(name) for name in _LIBRARIES if _installed(name)}}
 
 

@@ -1,12 +1,17 @@
 """Which kernel library a bundle runs with on this machine, if any."""
 
+import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeslim.runtime.config import read_object
 from edgeslim.runtime.library import VARIABLE, architecture, find_library, library_name
-from edgeslim.runtime.manifest import MANIFEST
+from edgeslim.runtime.manifest import GENAI_CONFIG, MANIFEST
 
 BODIES = "function bodies"
 """What a bundle with operators of ours runs on where there is no library for them."""
@@ -47,3 +52,31 @@ def bundle_library(bundle: Path) -> BundleLibrary:
     if VARIABLE not in os.environ and usable and (bundle / inside).is_file():
         return BundleLibrary(needed=True, path=bundle / inside, inside=inside)
     return BundleLibrary(needed=True, path=find_library())
+
+
+@contextmanager
+def without_library(bundle: Path) -> Iterator[Path]:
+    """Yield a temporary twin of `bundle`, links to its files, whose genai_config.json names no kernel library.
+
+    onnxruntime-genai loads the library that its configuration names or fails: an overlay can change the name but not
+    remove it (0.18).
+    """
+    with tempfile.TemporaryDirectory(prefix="edgeslim-") as folder:
+        twin = Path(folder)
+        for file in bundle.iterdir():
+            if file.is_file() and file.name != GENAI_CONFIG:
+                _link(file.absolute(), twin / file.name)
+        config = read_object(bundle / GENAI_CONFIG)
+        config["model"]["decoder"]["session_options"].pop("custom_ops_library", None)
+        (twin / GENAI_CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        yield twin
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.symlink_to(source)
+    except OSError:  # Windows without the privilege for symbolic links
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)

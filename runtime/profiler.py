@@ -26,10 +26,12 @@ class Profile:
     """One bundle measured on one machine; the keys of its JSON are these fields, in this order.
 
     Percentiles run over all repeats: of each repeat's first-token time and speeds, of every single decode step.
-    `load_s` is the model's load alone, its file as warm as the page cache has it; `ttft_ms_*` run from the prompt to
-    the first token chosen; `prefill_tok_s` counts tokens given; `base_rss_bytes` is taken before the load, imports
-    included; `energy_j_per_token` is what the CPU packages drew per decoded token; it and `temperature_c` are None
-    where the kernel gives no reading.
+    `isa` is what the products run on: the kernel variant of a bundle with packed matrices, ``function bodies`` where
+    its library is missing, else the machine's. `load_s` is the model's load alone, its file as warm as the page cache
+    has it; `ttft_ms_*` run from the prompt to the first token chosen; `prefill_tok_s` counts tokens given;
+    `base_rss_bytes` is taken before the load, imports included; caches are made for `prompt_tokens` + `new_tokens`;
+    `energy_j_per_token` is what the CPU packages drew per decoded token; it and `temperature_c` are None where the
+    kernel gives no reading.
     """
 
     device: str
@@ -101,14 +103,13 @@ def profile_bundle(
     before = machine.busy_warning(machine.probe_load(), "before the run")
     measured = _measure(job, on_progress or (lambda done, total: None))
     during = machine.busy_warning(machine.Load(**measured.pop("load")), "during the run")
-    warnings = tuple(w for w in (before, during) if w)
+    warnings = tuple(w for w in (before, during, *measured.pop("remarks")) if w)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     job.pop("bundle")
     return Profile(
         **{**job, **measured},
         device=machine.describe(),
-        isa=machine.isa(),
         bundle_bytes=bundle_bytes(bundle),
         weight_bytes=weight_bytes(bundle),
         warnings=warnings,

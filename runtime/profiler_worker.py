@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 
 from edgeslim.errors import BundleError, EdgeslimError, RecipeError
+from edgeslim.runtime import machine
+from edgeslim.runtime.bundle_library import BODIES
 from edgeslim.runtime.config import read_config
 from edgeslim.runtime.energy import EnergyMeter, cpu_temperature
 from edgeslim.runtime.engines import engine_version, import_engine
+from edgeslim.runtime.library import KernelLibrary
 from edgeslim.runtime.machine import LoadWatch
 from edgeslim.runtime.memory import current_rss, peak_rss, reset_peak
 from edgeslim.runtime.profiler import MARK
-from edgeslim.runtime.session import Session, Tokens, open_session
+from edgeslim.runtime.session import GenaiSession, OrtSession, Session, Tokens, open_session
 
 SEED = 0
 
@@ -47,9 +50,8 @@ def measure(
     base = current_rss()
     reset_peak()
     started = time.perf_counter()
-    session = open_session(Path(bundle), engine, threads)
+    session = open_session(Path(bundle), engine, threads, max_length=_room(Path(bundle), prompt_tokens + new_tokens))
     load_s = time.perf_counter() - started
-    _check_room(session, prompt_tokens + new_tokens)
     prompt = random_prompt(_vocab_size(Path(bundle)), prompt_tokens)
     meter = EnergyMeter()
     watch, runs = LoadWatch(), []
@@ -60,6 +62,7 @@ def measure(
         report(progress=[done + 1, warmup + repeats])
     return {
         "engine": engine_version(engine),
+        "isa": _isa(session),
         "load_s": load_s,
         **summarise(runs[warmup:], prompt_tokens),
         "energy_j_per_token": _per_token(meter.joules(), repeats * (new_tokens - 1)),
@@ -67,7 +70,15 @@ def measure(
         "base_rss_bytes": base,
         "peak_rss_bytes": peak_rss(),
         "load": asdict(watch.read()),
+        "remarks": [session.library.warning] if session.library.warning else [],
     }
+
+
+def _isa(session: OrtSession | GenaiSession) -> str:
+    """Return what the products run on: the kernels of our library, its operators' function bodies, or the engine's."""
+    if not session.library.needed:
+        return machine.isa()
+    return BODIES if session.library.path is None else KernelLibrary(session.library.path).chosen
 
 
 def run_once(session: Session, prompt: Tokens, new_tokens: int, meter: EnergyMeter) -> Run:
@@ -129,11 +140,12 @@ def _vocab_size(bundle: Path) -> int:
     return size
 
 
-def _check_room(session: Session, needed: int) -> None:
-    if session.context_length is not None and needed > session.context_length:
-        raise RecipeError(
-            f"prompt_tokens + new_tokens must be at most {session.context_length}, the model's context, got {needed}"
-        )
+def _room(bundle: Path, needed: int) -> int:
+    """Return `needed`, the tokens that caches are made for, where the model's context holds them."""
+    limit = read_config(bundle).context_length
+    if limit is not None and needed > limit:
+        raise RecipeError(f"prompt_tokens + new_tokens must be at most {limit}, the model's context, got {needed}")
+    return needed
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeslim.errors import BundleError, RecipeError, did_you_mean, first_line
-from edgeslim.runtime.bundle_library import BundleLibrary, bundle_library
+from edgeslim.runtime.bundle_library import BundleLibrary, bundle_library, without_library
 from edgeslim.runtime.config import read_config
 from edgeslim.runtime.engines import choose_engine, import_engine
 from edgeslim.runtime.manifest import GENAI_CONFIG, GRAPH
@@ -47,10 +47,14 @@ class Session(Protocol):
 
 
 def open_session(
-    bundle: Path, engine: Literal["auto", "genai", "ort"] = "auto", threads: int | None = None
+    bundle: Path,
+    engine: Literal["auto", "genai", "ort"] = "auto",
+    threads: int | None = None,
+    max_length: int | None = None,
 ) -> "OrtSession | GenaiSession":
     """Return a session of `bundle` on `engine`; ``auto`` prefers onnxruntime-genai. `threads` None leaves
-    the number to the engine.
+    the number to the engine. `max_length` bounds prompt and new tokens together, where the engine makes room for them
+    beforehand (onnxruntime-genai); None: as much as the bundle's configuration says.
 
     Raises: BundleError, RuntimeUnavailable.
     """
@@ -58,6 +62,8 @@ def open_session(
         engine = choose_engine(has_genai_config=read_config(bundle).has_genai_config)
     if engine not in _SESSIONS:
         raise RecipeError(f"unknown engine {engine!r}{did_you_mean(engine, ['auto', *_SESSIONS])}")
+    if engine == "genai":
+        return GenaiSession(bundle, threads=threads, max_length=max_length)
     return _SESSIONS[engine](bundle, threads=threads)
 
 
@@ -165,14 +171,24 @@ class GenaiSession:
         self.library = _inside_only(bundle_library(bundle))
         _check_threads(threads)
         try:
-            config = self._og.Config(str(bundle))
-            for options in _overlays(threads, self.library, self.config.session_options):
-                config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
-            self._model = self._og.Model(config)
+            self._model = self._load(bundle, threads)
         except Exception as error:  # pybind11 raises RuntimeError, json's parser others
             raise _load_error(str(bundle), error) from error
         self._max_length = max_length
         self.reset()
+
+    def _load(self, bundle: Path, threads: int | None) -> Any:
+        options = self.config.session_options
+        if not self.library.needed or self.library.path is not None or "custom_ops_library" not in options:
+            return self._open(bundle, threads)
+        with without_library(bundle) as twin:
+            return self._open(twin, threads)
+
+    def _open(self, folder: Path, threads: int | None) -> Any:
+        config = self._og.Config(str(folder))
+        for options in _overlays(threads, self.library):
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+        return self._og.Model(config)
 
     @property
     def position(self) -> int:
@@ -238,14 +254,12 @@ def _inside_only(library: BundleLibrary) -> BundleLibrary:
     return library if library.inside is not None else BundleLibrary(needed=library.needed)
 
 
-def _overlays(
-    threads: int | None, library: BundleLibrary, options: Mapping[str, Any]
-) -> Iterator[dict[str, int | str]]:
-    """Yield the session options in which this run departs from the bundle's genai_config.json."""
+def _overlays(threads: int | None, library: BundleLibrary) -> Iterator[dict[str, int | str]]:
+    """Yield the session options in which this run may depart from the bundle's genai_config.json."""
     if threads is not None:
         yield {"intra_op_num_threads": threads}
-    if library.needed and options.get("custom_ops_library", "") != (library.inside or ""):
-        yield {"custom_ops_library": library.inside or ""}
+    if library.inside is not None:
+        yield {"custom_ops_library": library.inside}
 
 
 def _ort_options(ort: Any, bundle: Path, genai: Mapping[str, Any], threads: int | None, library: BundleLibrary) -> Any:
