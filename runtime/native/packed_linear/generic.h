@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "packed_linear/kernels.h"
 
@@ -53,44 +54,51 @@ static inline float max_of_lanes(V v) {
   return most;
 }
 
+// Calls f(i, count) for every 16 entries of [0, k): count is a constant but for the last.
+template <class F>
+static inline void by_sixteen(int64_t k, F f) {
+  int64_t i = 0;
+  for (; i + 16 <= k; i += 16) f(i, std::integral_constant<int64_t, 16>{});
+  if (i < k) f(i, k - i);
+}
+
 template <class V>
 static void prologue(const Prologue& in, int64_t token, int64_t k, int64_t padded, float* t) {
   const float* x = in.x + token * in.x_stride;
   const float* gate = in.gate ? in.gate + token * in.gate_stride : nullptr;
   V squares = V::set(0);
-  for (int64_t i = 0; i < padded; i += 16) {
-    const int64_t count = k - i < 16 ? (k > i ? k - i : 0) : 16, room = padded - i < 16 ? padded - i : 16;
+  by_sixteen(k, [&](int64_t i, auto count) {
     V v = V::load_some(x + i, count);
     if (gate) v = V::mul(v, silu(V::load_some(gate + i, count)));
     squares = V::fma(v, v, squares);
-    v.store_some(t + i, room);
-  }
+    v.store_some(t + i, count);
+  });
+  for (int64_t i = k; i < padded; ++i) t[i] = 0;
   if (!in.norm) return;
-  const float inverse = 1.0f / std::sqrt(sum_of_lanes(squares) / float(k) + in.epsilon);
-  for (int64_t i = 0; i < k; i += 16) {
-    const int64_t count = k - i < 16 ? k - i : 16;
-    V::mul(V::mul(V::load_some(t + i, count), V::set(inverse)), V::load_some(in.norm + i, count))
-        .store_some(t + i, count);
-  }
+  const V inverse = V::set(1.0f / std::sqrt(sum_of_lanes(squares) / float(k) + in.epsilon));
+  by_sixteen(k, [&](int64_t i, auto count) {
+    V::mul(V::mul(V::load_some(t + i, count), inverse), V::load_some(in.norm + i, count)).store_some(t + i, count);
+  });
 }
 
 template <class V>
 static void quantize(const float* t, int64_t k, int64_t padded, int8_t* codes, float* scale) {
   V most = V::set(0), strange = V::set(0);
-  for (int64_t i = 0; i < k; i += 16) {
-    const V v = V::load_some(t + i, k - i < 16 ? k - i : 16);
+  by_sixteen(k, [&](int64_t i, auto count) {
+    const V v = V::load_some(t + i, count);
     most = V::max(V::abs(v), most);  // in this order what is not a number leaves the maximum as it was
     strange = V::add(strange, V::sub(v, v));
-  }
+  });
   const float largest = max_of_lanes(most);
-  const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+  const V inverse = V::set(largest > 0 ? 127.0f / largest : 0.0f);
   *scale = largest / 127.0f + sum_of_lanes(strange);  // the outputs of a token with NaN are NaN, as in floats
-  for (int64_t i = 0; i < padded; i += 16) {
-    const int64_t count = k - i < 16 ? (k > i ? k - i : 0) : 16;
+  by_sixteen(padded, [&](int64_t i, auto count) {
+    const V rounded = V::round(V::mul(V::load_some(t + i, count), inverse));
+    if (count == 16) return rounded.to_codes(codes + i);
     int8_t sixteen[16];
-    V::round(V::mul(V::load_some(t + i, count), V::set(inverse))).to_codes(sixteen);
-    std::memcpy(codes + i, sixteen, padded - i < 16 ? padded - i : 16);
-  }
+    rounded.to_codes(sixteen);
+    std::memcpy(codes + i, sixteen, std::size_t(count));
+  });
 }
 
 // Scales of one group of a tile.
@@ -101,13 +109,21 @@ static inline V load_scales(const Packed& w, int64_t tile, int64_t group) {
   return V::load(static_cast<const float*>(w.scales) + at);
 }
 
-// Adds bias and residual to 16 outputs of one token and writes those that exist.
-template <class V>
-static inline void emit(const Output& out, int64_t n, int64_t tile, int64_t token, V total) {
-  const int64_t first = tile * kTileRows, count = n - first < kTileRows ? n - first : kTileRows;
+template <class V, class Count>
+static inline void emit_some(const Output& out, int64_t first, int64_t token, V total, Count count) {
   if (out.bias) total = V::add(total, V::load_some(out.bias + first, count));
   if (out.residual) total = V::add(total, V::load_some(out.residual + token * out.residual_stride + first, count));
   total.store_some(out.y + token * out.y_stride + first, count);
+}
+
+// Adds bias and residual to 16 outputs of one token and writes those that exist.
+template <class V>
+static inline void emit(const Output& out, int64_t n, int64_t tile, int64_t token, V total) {
+  const int64_t first = tile * kTileRows;
+  if (n - first >= kTileRows)
+    emit_some(out, first, token, total, std::integral_constant<int64_t, kTileRows>{});
+  else
+    emit_some(out, first, token, total, n - first);
 }
 
 // ---- float32 activations -------------------------------------------------------------------------------------------
