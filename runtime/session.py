@@ -175,6 +175,7 @@ class GenaiSession:
         except Exception as error:  # pybind11 raises RuntimeError, json's parser others
             raise _load_error(str(bundle), error) from error
         self._max_length = max_length
+        self._generator: Any = None
         self.reset()
 
     def _load(self, bundle: Path, threads: int | None) -> Any:
@@ -206,6 +207,7 @@ class GenaiSession:
         if self._max_length is not None:
             params.set_search_options(max_length=self._max_length)
         self._context_length = int(params.get_search_options()["max_length"])
+        self._generator = None  # its caches go before new ones come
         self._generator = self._og.Generator(self._model, params)
 
     def feed(self, tokens: Tokens) -> Logits:
