@@ -21,7 +21,6 @@ from typing import Any
 
 from partners.cases import LLAMA_FORMS, LLAMA_PYTHON, Case, Job, Sample, find_cases
 from partners.checkpoints import SHAPES, make_checkpoints
-from partners.stock import FORMS, make_bundles
 from partners.tables import markdown, summarise
 
 from edgeslim.runtime import machine
@@ -39,7 +38,7 @@ def main() -> None:
         job = Job(
             prompt_tokens=args.prompt_tokens, new_tokens=args.new_tokens, threads=args.threads, repeats=args.repeats
         )
-        cases = find_cases(work, list(FORMS), args.bundle, args.cases)
+        cases = find_cases(work, args.bundle, args.cases)
         report(args.shape, job, run(cases, job, args.rounds, args.retries, args.wait), args.output)
 
 
@@ -63,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def prepare(shape: str, work: Path) -> None:
     """Write checkpoints, stock bundles and llama.cpp's files of `shape` into `work`."""
+    from partners.stock import make_bundles  # the exporter, which a run does not need
+
     work.mkdir(parents=True, exist_ok=True)
     make_checkpoints(shape, work)
     make_bundles(work)

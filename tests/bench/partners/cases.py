@@ -53,12 +53,12 @@ class Case:
         return _measure_gguf(self.path, job) if self.path.suffix == ".gguf" else _measure_bundle(self.path, job)
 
 
-def find_cases(work: Path, forms: Sequence[str], bundles: Sequence[str], wanted: Sequence[str] | None) -> list[Case]:
-    """Return the prepared stock `forms` and llama.cpp files in `work`, then the `bundles` given as NAME=PATH.
+def find_cases(work: Path, bundles: Sequence[str], wanted: Sequence[str] | None) -> list[Case]:
+    """Return the prepared stock bundles and llama.cpp files in `work`, then the `bundles` given as NAME=PATH.
 
     Raises: SystemExit naming a case that is `wanted` and not there.
     """
-    stock = {name: work / name for name in forms}
+    stock = {path.name: path for path in sorted(work.glob("ort-*"))}
     files = {f"llama.cpp-{form}": work / f"llama.cpp-{form}.gguf" for form in LLAMA_FORMS if LLAMA_PYTHON.exists()}
     given = {name: Path(path) for name, _, path in (bundle.partition("=") for bundle in bundles)}
     found = {name: path for name, path in {**stock, **files, **given}.items() if path.exists()}

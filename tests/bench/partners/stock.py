@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-from edgeslim.exporters.bundle import _write_data
+from edgeslim.exporters.data_file import write_data
 from edgeslim.exporters.genai import genai_config
 from edgeslim.exporters.graph import build_graph, read_config
 from edgeslim.exporters.passes import run_passes
@@ -47,7 +47,7 @@ def _write_bundle(checkpoint: Path, folder: Path, packing: Passes, *, prepack: b
     """Write what onnxruntime-genai needs to generate: one graph, its data, its configurations."""
     model = build_graph(checkpoint)
     run_passes(model, [RecurrentNames(), TiedEmbedding(), LastLogits(), *packing])
-    _write_data(model, folder)
+    write_data(model, folder)
     ir.save(model, folder / GRAPH)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(checkpoint / name, folder / name)
