@@ -196,6 +196,7 @@ class _PruneRun:
         if last and dense is not block:
             for module in dense.modules():
                 drop_parameters(module)
+        release_free_memory()
         for group in stage:
             shared = statistics.pop(group[0])
             for linear in group:

@@ -50,18 +50,17 @@ def admm(target: Tensor, h: Tensor, pattern: Pattern, schedule: Schedule | None 
     """
     schedule = schedule or Schedule()
     scale = h.diagonal().sqrt()
-    values, vectors = torch.linalg.eigh((h / scale).div_(scale[:, None]))
     t = target * scale
-    puller = _puller(values, vectors, t.shape[0] * schedule.hold)
+    puller = _puller((h / scale).div_(scale[:, None]), t.shape[0] * schedule.hold)
     keep, rho = keep_mask(t.abs(), pattern), schedule.start
     d, v = t * keep, torch.zeros_like(t)
     for step in range(schedule.steps):
         if step % schedule.hold == 0:
             pull = puller(rho)
         y = pull(d.sub_(v).sub_(t)).add_(t).add_(v)
-        before, keep = keep, keep_mask(y.abs(), pattern)
+        before, keep = keep, keep_mask(torch.abs(y, out=d), pattern)
         moved = int(before.logical_xor_(keep).count_nonzero()) / max(int(keep.count_nonzero()), 1)
-        d = y * keep
+        torch.mul(y, keep, out=d)
         if moved == 0 and step:
             break
         v = y.sub_(d)
@@ -72,12 +71,14 @@ def admm(target: Tensor, h: Tensor, pattern: Pattern, schedule: Schedule | None 
     return keep, d / scale
 
 
-def _puller(values: Tensor, vectors: Tensor, rows: int) -> Callable[[float], Product]:
+def _puller(h: Tensor, rows: int) -> Callable[[float], Product]:
     """ρ -> (z -> ρ z (H + ρI)⁻¹), as one product with that matrix where it pays for `rows` rows in all, else as two."""
-    back = times_transposed(vectors)
+    values, vectors = torch.linalg.eigh(h)
+    del h
     if rows > values.shape[0]:
+        back = times_transposed(vectors)
         return lambda rho: times_transposed(back(vectors * _shrink(values, rho)))
-    into = times_transposed(vectors.T.contiguous())
+    into, back = times_transposed(vectors.T), times_transposed(vectors)  # and the vectors themselves go
     return lambda rho: lambda z: back(into(z).mul_(_shrink(values, rho)))
 
 

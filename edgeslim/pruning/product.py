@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+ROWS = 512  # at a time: oneDNN takes its input and gives its output as copies
+
 Product = Callable[[Tensor], Tensor]
 
 
@@ -18,8 +20,15 @@ def times_transposed(matrix: Tensor) -> Product:
     """z -> z · matrixᵀ for any z [rows, in]; a symmetric matrix is its own transpose.  matrix: [out, in]."""
     if not _by_onednn(matrix):
         return lambda z: z @ matrix.T
-    packed = matrix.contiguous().to_mkldnn()
-    return lambda z: linear(z.contiguous().to_mkldnn(), packed).to_dense()
+    outputs, packed = matrix.shape[0], matrix.contiguous().to_mkldnn()
+
+    def product(z: Tensor) -> Tensor:
+        out = z.new_empty(z.shape[0], outputs)
+        for some, into in zip(z.split(ROWS), out.split(ROWS), strict=True):
+            into.copy_(linear(some.contiguous().to_mkldnn(), packed).to_dense())
+        return out
+
+    return product
 
 
 def _by_onednn(matrix: Tensor) -> bool:

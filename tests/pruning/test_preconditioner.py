@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import pytest
 import torch
 from pruning.layers import random_layer, system_of
@@ -71,3 +74,14 @@ def test_products_agree_with_torchs_own(dtype: torch.dtype, rows: int) -> None:
     z, matrix = torch.randn(rows, 70, generator=g, dtype=dtype), torch.randn(50, 70, generator=g, dtype=dtype)
     torch.testing.assert_close(times_transposed(matrix)(z), z @ matrix.T)
     torch.testing.assert_close(times_transposed(matrix.T)(z[:, :50]), z[:, :50] @ matrix)
+
+
+def test_a_product_that_is_dropped_gives_its_matrix_back_at_once() -> None:
+    product = times_transposed(torch.eye(70))
+    gone = weakref.ref(product)
+    gc.disable()
+    try:
+        del product
+        assert gone() is None  # a cycle would hold a packed matrix until the next collection
+    finally:
+        gc.enable()
