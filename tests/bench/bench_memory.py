@@ -10,20 +10,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import edgeslim
 from edgeslim.runtime.memory import current_rss, peak_rss
 
 ROOT = Path(__file__).parents[2]
-_SHAPE = {
-    "hidden_size": 1280,
-    "intermediate_size": 3840,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 20,
-    "num_key_value_heads": 10,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 2048,
-}
 
 
 def main() -> None:
@@ -33,7 +25,9 @@ def main() -> None:
     parser.add_argument("--method", default="mrp")
     parser.add_argument("--effort", default="fast")
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--blocks", type=int, default=_SHAPE["num_hidden_layers"])
+    parser.add_argument("--calib", help="calibration text (default: the bundled one)")
+    parser.add_argument("--blocks", type=int, default=24)
+    parser.add_argument("--hidden", type=int, default=1280, help="a multiple of 128")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -41,9 +35,16 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         model, work = Path(folder) / "model", Path(folder)
-        parameters = _random_model(model, args.blocks)
+        parameters = _random_model(model, args.blocks, args.hidden)
         file_bytes = sum(file.stat().st_size for file in model.glob("*.safetensors"))
-        prune = {"method": args.method, "effort": args.effort, "samples": args.samples, "seqlen": 256, "device": "cpu"}
+        prune: dict[str, Any] = {
+            "method": args.method,
+            "effort": args.effort,
+            "samples": args.samples,
+            "seqlen": 256,
+            "calib": args.calib,
+            "device": "cpu",
+        }
         for verb in args.verbs:
             options = {
                 "verb": verb,
@@ -58,7 +59,7 @@ def main() -> None:
             print(json.dumps({**case, "above_imports_over_file": round(share, 3)}), flush=True)
 
 
-def _child(options: dict[str, str]) -> None:
+def _child(options: dict[str, Any]) -> None:
     """Import what the verb needs, run it, and print the memory of this process."""
     verb = options.pop("verb")
     model, output = options.pop("model"), options.pop("output")
@@ -69,7 +70,7 @@ def _child(options: dict[str, str]) -> None:
     print(json.dumps({"base_rss_bytes": base, "peak_rss_bytes": peak_rss()}))
 
 
-def _random_model(folder: Path, blocks: int) -> int:
+def _random_model(folder: Path, blocks: int, hidden: int) -> int:
     """Save a random model in float32 with the bundled tokenizer; return its number of parameters."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -77,7 +78,17 @@ def _random_model(folder: Path, blocks: int) -> int:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "examples" / "models" / "tiny-llama")
     tokenizer.save_pretrained(folder)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=32000, **{**_SHAPE, "num_hidden_layers": blocks}))
+    config = LlamaConfig(
+        vocab_size=32000,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=blocks,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 128,
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+    )
+    model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     return model.num_parameters()
 

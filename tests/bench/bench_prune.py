@@ -11,7 +11,6 @@ Nothing is asserted here. Times are wall clock: other load on the machine widens
 import argparse
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,11 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgeslim.memory import release_free_memory
 from edgeslim.pruning.methods import PruneConfig, prune_matrix, relative_error
 from edgeslim.pruning.patterns import Unstructured
 from edgeslim.pruning.solve import objective, solve_cg
 from edgeslim.pruning.sparsegpt import sweep
 from edgeslim.pruning.statistics import InputStatistics, factor
+from edgeslim.runtime.memory import current_rss, peak_rss, reset_peak
 
 SHAPES = ["2048x2048", "4864x896", "896x4864"]
 CASES = ["sparsegpt", "sparsegpt_plain", "solve_cg", "fast", "best"]
@@ -130,14 +131,16 @@ def peak_bytes(shape: str, case: str, sparsity: float) -> int:
 def own_peak(shape: str, case: str, sparsity: float) -> int:
     w, stats = layer(shape)
     torch.randn(512, 512) @ torch.randn(512, 512)  # the library's own buffers
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    release_free_memory()
+    reset_peak()
+    before = current_rss()
     if case == "solve_cg":
         solve_cg(w, stats.h + 0.01 * stats.h.diagonal().mean() * torch.eye(w.shape[1]), w > 0)
     elif case == "sparsegpt_plain":
         plain_sparsegpt(w, stats.h, sparsity)
     else:
         prune_matrix(w, stats, config_of(case, sparsity))
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return peak_rss() - before
 
 
 def main() -> None:
