@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
+NATIVE := $(shell find runtime/native -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test slow check format bench train kill-resume memory optimum bench-partners clean
@@ -11,9 +12,9 @@ help:                ## list the targets
 
 install: .venv/installed ## .venv with everything for development
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit("edgeslim needs Python 3.11 or newer, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv
+	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	@touch $@
 

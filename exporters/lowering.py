@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgeslim.exporters.functions import form_name
+from edgeslim.exporters.functions import DOMAIN, form_name
 from edgeslim.exporters.layers import Linear, layer_bytes, measure_layers
 from edgeslim.exporters.packed_nodes import Matrix, is_linear, matrix_of
 from edgeslim.exporters.packing import F32
@@ -59,7 +59,7 @@ def lower(model: ir.Model, plan: Plan, scratch: Path, progress: Progress = lambd
         *(_layer(node, store) for node in model.graph if is_linear(node)),
         *layer_bytes(model.graph, plain, "fp32"),
     ]
-    return Lowered(layers=tuple(layers), uses_kernels=bool(store.stored))
+    return Lowered(layers=tuple(layers), uses_kernels=any(node.domain == DOMAIN for node in model.graph))
 
 
 def _lower_to_stock(model: ir.Model, plan: Plan, measured: Mapping[str, Linear]) -> Lowered:

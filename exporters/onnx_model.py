@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnxscript import version_converter
 
 from edgeslim.errors import ExportError, ParityError, first_line
 from edgeslim.exporters.bundle import TEXTS, check_folder, versions, write_json
 from edgeslim.exporters.data_file import write_data
+from edgeslim.exporters.functions import OPSET
 from edgeslim.exporters.libraries import copy_libraries, find_libraries
 from edgeslim.exporters.lowering import lower, scratch_file
+from edgeslim.exporters.passes import run_passes
+from edgeslim.exporters.passes.plain_products import PlainProducts
 from edgeslim.exporters.plan import Lowering, Weights, make_plan, target_costs
 from edgeslim.runtime.engines import import_engine
 from edgeslim.runtime.manifest import DATA, GENAI_CONFIG, GRAPH, Manifest, Source, record_files, sha256
@@ -49,6 +53,8 @@ def export_onnx(
     check_folder(bundle_dir)
     progress("graph")
     model = _read(path)
+    if plan.lowering == "kernel":
+        _raise_opset(model, path)
     progress("weights")
     with scratch_file(bundle_dir) as scratch:
         lowered = lower(model, plan, scratch)
@@ -63,7 +69,7 @@ def export_onnx(
     manifest = Manifest(
         source=Source(id=source or str(path), model_type="onnx", config_sha256=sha256(path)),
         weights=plan.weights,
-        lowering=plan.lowering,
+        lowering="kernel" if lowered.uses_kernels else "dense",
         reason=plan.reason,
         weight_bytes=data.stat().st_size if data.is_file() else 0,
         layers=lowered.layers,
@@ -86,7 +92,22 @@ def _read(path: Path) -> ir.Model:
     except Exception as fault:  # protobuf's and onnx_ir's own
         raise ExportError(f"{path}: not an ONNX model: {first_line(fault)}") from None
     ir.passes.common.LiftConstantsToInitializersPass()(model)
-    return model
+    return run_passes(model, [PlainProducts()])
+
+
+def _raise_opset(model: ir.Model, path: Path) -> None:
+    """Bring `model` to the opset of the function bodies, since onnxruntime inlines them under the model's own.
+
+    Raises: ExportError where an operator of the model has no counterpart there.
+    """
+    if model.graph.opset_imports.get("", OPSET) >= OPSET:
+        return
+    try:
+        version_converter.convert_version(model, OPSET, fallback=True)
+    except Exception as fault:  # the converter's own errors, of two libraries
+        raise ExportError(f"{path}: cannot be brought to opset {OPSET}: {first_line(fault)}") from fault
+    if model.graph.opset_imports[""] < OPSET:
+        raise ExportError(f"{path}: has operators that cannot be brought to opset {OPSET}; try --lowering dense")
 
 
 def _copy_texts(folder: Path, bundle_dir: Path, libraries: Mapping[str, str]) -> None:

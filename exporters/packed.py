@@ -238,7 +238,8 @@ def _tiled(matrix: Array | None, shape: tuple[int, ...], form: Form) -> Array:
     grid[: shape[0], : shape[1]] = matrix
     parts = grid.reshape(tiles, TILE, steps, STEP)
     order = (0, 2, 1, 3) if form.is_integer else (0, 2, 3, 1)
-    return parts.transpose(order).reshape(tiles, steps, POSITIONS)
+    tiled: Array = parts.transpose(order).reshape(tiles, steps, POSITIONS)
+    return tiled
 
 
 def _payload(entries: Array, kept: Array, form: Form) -> tuple[U8, npt.NDArray[np.int64]]:
@@ -261,7 +262,8 @@ def _nibble_places(counts: Array) -> Array:
     padded = flat + flat % 2
     starts = np.cumsum(padded) - padded
     firsts = np.cumsum(flat) - flat
-    return np.arange(flat.sum()) + np.repeat(starts - firsts, flat)
+    places: Array = np.arange(flat.sum()) + np.repeat(starts - firsts, flat)
+    return places
 
 
 def _nibbles(codes: U8, counts: Array) -> U8:

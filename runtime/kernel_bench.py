@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -110,10 +111,8 @@ def bench_kernels(
 
 def read_bandwidth(library: KernelLibrary, threads: int) -> float:
     """Return how many GB/s `threads` threads read from memory, the best of five rounds."""
-    parts = np.array_split(np.ones(_READ_BYTES, np.uint8), threads)
-    return (
-        max(_READ_BYTES / _together([lambda part=part: library.read(part) for part in parts]) for _ in range(5)) / 1e9
-    )  # type: ignore[misc]
+    tasks = [partial(library.read, part) for part in np.array_split(np.ones(_READ_BYTES, np.uint8), threads)]
+    return max(_READ_BYTES / _together(tasks) for _ in range(5)) / 1e9
 
 
 def cost_table(speeds: Sequence[KernelSpeed], isa: str) -> Table:
@@ -151,10 +150,8 @@ def _measure(
     matrices = [random_matrix(form, n, _INPUTS, density, seed) for seed in range(threads)]
     x = np.random.default_rng(0).standard_normal((tokens, _INPUTS)).astype(np.float32)
 
-    def task(index: int) -> Callable[[], object]:
-        return lambda: library.linear(*matrices[index], x, isa=isa)
-
-    best = min(_together([task(index) for index in range(threads)]) for _ in range(rounds))
+    tasks = [partial(library.linear, *matrix, x, isa=isa) for matrix in matrices]
+    best = min(_together(tasks) for _ in range(rounds))
     weights, size = n * _INPUTS * threads, sum(a.nbytes for _, tensors in matrices for a in tensors.values())
     return KernelSpeed(
         isa=isa,

@@ -112,7 +112,7 @@ class KernelLibrary:
     @property
     def isas(self) -> list[str]:
         """The variants compiled in, best first; those that this processor runs."""
-        names = []
+        names: list[str] = []
         while (name := self._c.edgeslim_isa(len(names))) is not None:
             names.append(name.decode())
         return [name for i, name in enumerate(names) if self._c.edgeslim_isa_available(i)]

@@ -36,7 +36,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory, model: str, text: str) -> t
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, pruned: tuple[str, object]) -> str:
     output = str(tmp_path_factory.mktemp("bundle") / "out")
-    assert _json("export", pruned[0], "-o", output)["weights"] == "fp32"
+    assert _json("export", pruned[0], "-o", output, "--weights", "fp32")["weights"] == "fp32"
     return output
 
 
@@ -55,7 +55,7 @@ def test_help_loads_no_heavy_library() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "loaded set()" in result.stderr
-    assert all(verb in result.stdout for verb in ("prune", "export", "run", "profile", "eval", "compress"))
+    assert all(verb in result.stdout for verb in ("prune", "export", "inspect", "run", "profile", "eval", "compress"))
 
 
 def test_every_public_name_exists_and_the_list_is_sorted() -> None:
@@ -67,7 +67,8 @@ def test_verbs_stay_functions_after_their_modules_are_loaded() -> None:
     import edgeslim.pruning.methods
 
     assert edgeslim.pruning.methods
-    assert all(callable(getattr(edgeslim, verb)) for verb in ("prune", "export", "run", "profile", "eval", "compress"))
+    verbs = ("prune", "export", "inspect", "run", "profile", "eval", "compress")
+    assert all(callable(getattr(edgeslim, verb)) for verb in verbs)
 
 
 def test_prune_prints_one_report_with_the_error_of_every_linear(pruned: tuple[str, dict[str, object]]) -> None:

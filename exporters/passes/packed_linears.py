@@ -1,6 +1,6 @@
 """Products with constant matrices, and the token embedding, become operators of ours.
 
-Before: ``y = MatMul(x, W)``, ``FusedMatMul(x, E, transB=1)`` or ``Gemm(x, W, b)``; ``e = Gather(E, input_ids)``.
+Before: ``y = MatMul(x, W)`` or ``FusedMatMul(x, E, transB=1)``; ``e = Gather(E, input_ids)``.
 After: ``y = PackedLinear(x, …)``; ``e = PackedGather(input_ids, …)``; a tied head and embedding share one matrix.
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeslim.exporters.layers import layer_name
-from edgeslim.exporters.packed_nodes import Matrix, packed_gather, packed_linear, replace, set_operand
+from edgeslim.exporters.packed_nodes import Matrix, packed_gather, packed_linear, replace
 from edgeslim.exporters.packing import F32
 from edgeslim.exporters.passes.quantize_linears import constant_matrix, is_token_lookup
 
@@ -37,15 +37,12 @@ class PackedLinears(ir.passes.InPlacePass):
             table, ids = node.inputs[0], node.inputs[1]
             assert table is not None and ids is not None
             return packed_gather(ids, self._matrix(table, transposed=True), node.outputs[0], node.name)
-        weight = _gemm_matrix(node) if node.op_type == "Gemm" else constant_matrix(node)
+        weight = constant_matrix(node)
         x = node.inputs[0] if weight is not None and self.select(node) else None
         if weight is None or x is None:
             return None
         transposed = node.attributes.get_int("transB", 0) == 1
-        new = packed_linear(x, self._matrix(weight, transposed=transposed), node.outputs[0], node.name)
-        if node.op_type == "Gemm" and len(node.inputs) > 2:
-            set_operand(new, "bias", node.inputs[2])
-        return new
+        return packed_linear(x, self._matrix(weight, transposed=transposed), node.outputs[0], node.name)
 
     def _matrix(self, weight: ir.Value, *, transposed: bool) -> Matrix:
         """Return the matrix [n, k] of `weight`, stored so where `transposed` and else as [k, n]; one for all users."""
@@ -67,15 +64,3 @@ def _reader(weight: ir.Value, *, transposed: bool) -> Callable[[], F32]:
         return np.ascontiguousarray(array if transposed else array.T, dtype=np.float32)
 
     return read
-
-
-def _gemm_matrix(node: ir.Node) -> ir.Value | None:
-    """Return the constant matrix of a Gemm that is a plain product with an optional constant bias, else None."""
-    right, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
-    if right is None or not right.is_initializer() or right.shape is None or right.shape.rank() != 2:
-        return None
-    numbers = node.attributes
-    plain = numbers.get_int("transA", 0) == 0 and numbers.get_float("alpha", 1.0) == numbers.get_float("beta", 1.0) == 1
-    outputs = right.shape[0] if numbers.get_int("transB", 0) else right.shape[1]
-    fits = bias is None or (bias.is_initializer() and bias.shape is not None and list(bias.shape) == [outputs])
-    return right if plain and fits else None

@@ -137,7 +137,7 @@ def exported(request, tmp_path_factory):
     root = tmp_path_factory.mktemp(request.param)
     checkpoint = save_tiny(root / "checkpoint", request.param)
     (root / "bundle").mkdir()
-    export_checkpoint(checkpoint, root / "bundle", weights="fp32")
+    export_checkpoint(checkpoint, root / "bundle", weights="fp32", lowering="dense")
     return checkpoint, root / "bundle"
 
 

@@ -30,14 +30,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Return a function from family and weights to the folder of its bundle. Tests must not change it."""
+    """Return a function from family, weights and lowering to the folder of its bundle. Tests must not change it."""
     root = tmp_path_factory.mktemp("bundles")
 
-    def exported(family: str, weights: str = "fp32") -> Path:
-        folder = root / f"{family}-{weights}"
+    def exported(family: str, weights: str = "fp32", lowering: str = "dense") -> Path:
+        folder = root / f"{family}-{weights}-{lowering}"
         if not folder.is_dir():
             folder.mkdir()
-            export_checkpoint(checkpoint(family), folder, weights=weights)  # type: ignore[arg-type]
+            export_checkpoint(checkpoint(family), folder, weights=weights, lowering=lowering)  # type: ignore[arg-type]
         return folder
 
     return exported

@@ -28,7 +28,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
         root = tmp_path_factory.mktemp(family)
         checkpoint = save_tiny(root / "checkpoint", family)
         (root / "bundle").mkdir()
-        export_checkpoint(checkpoint, root / "bundle", weights="fp32")
+        export_checkpoint(checkpoint, root / "bundle", weights="fp32", lowering="dense")
         made[family] = Exported(checkpoint, root / "bundle")
     return made
 

@@ -1,0 +1,224 @@
+"""Operators of ours: function body, kernel and numpy say the same, for every form and every optional input."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeslim.exporters.functions import (
+    GATHER,
+    LINEAR,
+    LINEAR_INPUTS,
+    OPTIONAL,
+    LinearVariant,
+    attention_function,
+    form_name,
+    gather_function,
+    linear_function,
+)
+from edgeslim.exporters.packed import Form, Packed, pack, unpack
+from edgeslim.runtime.library import find_library
+
+LIBRARY = find_library()
+needs_library = pytest.mark.skipif(
+    LIBRARY is None, reason="no kernel library: edgeslim was installed without a compiler"
+)
+TOLERANCE = 2e-6
+"""Relative to the largest output: float32 sums in another order."""
+FORMS = [
+    Form(layout="dense", bits=8),
+    Form(layout="bitmap", bits=8),
+    Form(layout="nm", bits=8, pattern=(2, 4)),
+    Form(layout="dense", bits=4, group=64),
+    Form(layout="bitmap", bits=4, group=32),
+    Form(layout="nm", bits=4, group=64, pattern=(1, 4)),
+    Form(layout="dense", bits=16),
+    Form(layout="bitmap", bits=16),
+    Form(layout="bitmap", bits=32),
+    Form(layout="nm", bits=32, pattern=(1, 2)),
+]
+ALL = frozenset(OPTIONAL)
+F32 = npt.NDArray[np.float32]
+
+
+def weight_of(form: Form, n: int, k: int) -> F32:
+    rng = np.random.default_rng(n * k)
+    weight = rng.standard_normal((n, k)).astype(np.float32)
+    if form.layout == "bitmap":
+        weight[rng.random((n, k)) < 0.5] = 0
+    if form.pattern:
+        groups = weight.reshape(-1, form.pattern[1])
+        groups[np.argsort(np.argsort(-np.abs(groups), axis=1), axis=1) >= form.pattern[0]] = 0
+    return weight
+
+
+def operands(tokens: int, n: int, k: int) -> dict[str, F32]:
+    rng = np.random.default_rng(tokens)
+    shapes = {"x": (tokens, k), "bias": (n,), "gate": (tokens, k), "norm": (k,), "residual": (tokens, n)}
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def model_of(packed: Packed, variant: LinearVariant) -> bytes:
+    """A PackedLinear and a PackedGather over one matrix: x, gate?, residual?, bias?, norm?, ids -> y, rows."""
+    constants = [numpy_helper.from_array(array, name) for name, array in packed.tensors.items()]
+    present = {"x", *packed.tensors, *variant.optional}
+    attributes = variant.form.attributes(packed.n, packed.k)
+    linear = helper.make_node(
+        LINEAR,
+        [name if name in present else "" for name in LINEAR_INPUTS],
+        ["y"],
+        domain="edgeslim",
+        overload=variant.overload,
+        activations=variant.activations,
+        epsilon=1e-5,
+        x_start=0,
+        gate_start=0,
+        **attributes,
+    )
+    tensors = [name if name in packed.tensors else "" for name in ("values", "scales", "masks", "offsets")]
+    gather = helper.make_node(
+        GATHER, ["ids", *tensors], ["rows"], domain="edgeslim", overload=form_name(variant.form), **attributes
+    )
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", *sorted(variant.optional))]
+    inputs.append(helper.make_tensor_value_info("ids", TensorProto.INT64, ["i"]))
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "rows")]
+    graph = helper.make_graph([linear, gather], "test", inputs, outputs, constants)
+    functions = [ir.to_proto(linear_function(variant)), ir.to_proto(gather_function(variant.form))]
+    return serialized(graph, functions)
+
+
+def serialized(graph: Any, functions: list[Any]) -> bytes:
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("edgeslim", 1), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=11)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def session(model: bytes, *, library: bool) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if library:
+        options.register_custom_ops_library(str(LIBRARY))
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def reference(values: dict[str, F32], weight: F32, variant: LinearVariant) -> npt.NDArray[np.float64]:
+    """PackedLinear in float64."""
+    t = values["x"].astype(np.float64)
+    if "gate" in variant.optional:
+        t = t * (values["gate"] / (1 + np.exp(-values["gate"].astype(np.float64))))
+    if "norm" in variant.optional:
+        t = t / np.sqrt((t**2).mean(axis=-1, keepdims=True) + 1e-5) * values["norm"]
+    y = t @ weight.T.astype(np.float64)
+    return (
+        y
+        + (values["bias"] if "bias" in variant.optional else 0)
+        + (values["residual"] if "residual" in variant.optional else 0)
+    )
+
+
+@pytest.mark.parametrize("form", FORMS, ids=form_name)
+@pytest.mark.parametrize("shape", [(1, 4, 1), (33, 68, 5), (64, 128, 13)])
+def test_a_body_with_float_activations_is_the_dense_product(form: Form, shape: tuple[int, int, int]) -> None:
+    n, k, tokens = shape
+    packed = pack(weight_of(form, n, k), form)
+    variant = LinearVariant(form=form, activations="float", optional=ALL)
+    values = operands(tokens, n, k)
+    ids = np.arange(n)[::-1].copy()
+    y, rows = session(model_of(packed, variant), library=False).run(None, {**values, "ids": ids})
+
+    expected = reference(values, unpack(packed), variant)
+    assert np.abs(y - expected).max() <= 10 * TOLERANCE * max(1, np.abs(expected).max())
+    assert np.array_equal(rows, unpack(packed)[ids])
+
+
+@needs_library
+@pytest.mark.parametrize("form", FORMS, ids=form_name)
+@pytest.mark.parametrize("activations", ["int8", "float"])
+@pytest.mark.parametrize("optional", [frozenset(), ALL], ids=["plain", "all-operands"])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_kernel_and_body_agree(form: Form, activations: str, optional: frozenset[str], tokens: int) -> None:
+    n, k = 50, 132
+    packed = pack(weight_of(form, n, k), form)
+    variant = LinearVariant(form=form, activations=activations, optional=optional)
+    values = {name: array for name, array in operands(tokens, n, k).items() if name in {"x", *optional}}
+    feed = {**values, "ids": np.array([0, n - 1, 17])}
+    body, kernel = (session(model_of(packed, variant), library=library).run(None, feed) for library in (False, True))
+
+    # A norm in another order of sums may move an activation to the next of its 255 steps: one step of one input.
+    step = (
+        2 * np.abs(unpack(packed)).max() * np.abs(values["x"]).max() / 127 if optional and activations == "int8" else 0
+    )
+    assert np.abs(kernel[0] - body[0]).max() <= TOLERANCE * max(1, np.abs(body[0]).max()) * 4 + step
+    assert np.array_equal(kernel[1], body[1])
+
+
+@needs_library
+@pytest.mark.parametrize("damage", ["offsets", "masks", "values", "attribute"])
+def test_a_damaged_matrix_is_an_error_at_load_and_no_crash(damage: str) -> None:
+    form = Form(layout="bitmap", bits=8)
+    packed = pack(weight_of(form, 33, 68), form)
+    if damage == "offsets":
+        assert packed.offsets is not None
+        packed.offsets[1] += 1 << 40
+    elif damage == "masks":
+        assert packed.masks is not None
+        packed.masks[:] = 255
+    model = onnx.load_from_string(model_of(packed, LinearVariant(form=form)))
+    if damage == "values":
+        shortened = numpy_helper.from_array(packed.values[:100], "values")
+        model.graph.initializer[[t.name for t in model.graph.initializer].index("values")].CopyFrom(shortened)
+    elif damage == "attribute":
+        next(a for a in model.graph.node[0].attribute if a.name == "n").i = 1 << 40
+    with pytest.raises(Exception, match=r"edgeslim::Packed"):
+        session(model.SerializeToString(), library=True)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "rotary", "window", "interleaved"),
+    [(4, 2, 16, 16, -1, 0), (15, 5, 64, 64, -1, 0), (2, 1, 80, 32, -1, 0), (4, 4, 16, 16, 5, 0), (4, 2, 32, 32, 7, 1)],
+)
+def test_attention_of_ours_is_that_of_com_microsoft(
+    heads: int, kv_heads: int, size: int, rotary: int, window: int, interleaved: int
+) -> None:
+    names = ["qkv", "", "", "past_key", "past_value", "lengths", "total", "cos", "sin"]
+    floats = [name for name in names if name and name not in ("lengths", "total")]
+    node = helper.make_node(
+        "GroupQueryAttention",
+        names,
+        ["y", "key", "value"],
+        domain="edgeslim",
+        num_heads=heads,
+        kv_num_heads=kv_heads,
+        scale=0.0,
+        do_rotary=1,
+        rotary_interleaved=interleaved,
+        local_window_size=window,
+    )
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in floats]
+    inputs += [helper.make_tensor_value_info(name, TensorProto.INT32, None) for name in ("lengths", "total")]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "key", "value")]
+    graph = helper.make_graph([node], "test", inputs, outputs)
+    model = serialized(graph, [ir.to_proto(attention_function())])
+    body, kernel = session(model, library=False), session(model, library=True)
+    rng, angles = np.random.default_rng(0), np.outer(np.arange(300), 0.9 ** np.arange(rotary // 2)).astype(np.float32)
+    for batch, past, tokens, room in [(1, 0, 1, 0), (2, 0, 40, 0), (2, 3, 1, 0), (1, 7, 20, 0), (1, 33, 3, 64)]:
+        cache = (batch, kv_heads, room or past, size)
+        feed = {
+            "qkv": rng.standard_normal((batch, tokens, (heads + 2 * kv_heads) * size)).astype(np.float32),
+            "past_key": rng.standard_normal(cache).astype(np.float32),
+            "past_value": rng.standard_normal(cache).astype(np.float32),
+            "lengths": np.full(batch, past + tokens - 1, np.int32),
+            "total": np.array(past + tokens, np.int32),
+            "cos": np.cos(angles),
+            "sin": np.sin(angles),
+        }
+        for found, expected in zip(kernel.run(None, feed), body.run(None, feed), strict=True):
+            seen = slice(None, past + tokens) if found.ndim == 4 else slice(None)
+            assert np.abs(found[..., seen, :] - expected[..., seen, :]).max() < 5e-6
