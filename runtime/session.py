@@ -81,7 +81,7 @@ class OrtSession:
         self.library = bundle_library(bundle)
         _check_threads(threads)
         try:
-            options = _ort_options(self._ort, bundle, self.config.session_options, threads, self.library)
+            options = self._options(bundle, threads)
             self._session = self._ort.InferenceSession(self._graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exception classes share no base but Exception
             raise _load_error(self._graph, error) from error
@@ -93,6 +93,9 @@ class OrtSession:
         grows = any(isinstance(d, str) for i in self._state_inputs for d in i.shape[1:])
         self._context_length = self.config.context_length if grows else None  # a recurrent state has no end
         self.reset()
+
+    def _options(self, bundle: Path, threads: int | None) -> Any:
+        return _ort_options(self._ort, bundle, self.config.session_options, threads, self.library)
 
     @property
     def position(self) -> int:
