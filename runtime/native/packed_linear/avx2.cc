@@ -176,44 +176,25 @@ struct Reader<4, Layout::dense> {
   }
 };
 
-// Nibbles become bytes some way ahead of the step that expands them: a load right after a store that it only partly
-// overlaps would wait for it.
+struct Nibbles {
+  static void spread_nibbles(const uint8_t* packed, uint8_t* codes) {  // xor 8, so that zero stands for nothing
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), _mm256_xor_si256(nibbles(packed), _mm256_set1_epi8(8)));
+  }
+};
+
 template <Layout LAYOUT>
 struct Reader<4, LAYOUT> {
-  static constexpr int64_t kAhead = 512;  // bytes of values that are taken apart at a time
-
   const uint8_t* masks;
-  const uint8_t* taken;         // up to here values are in `codes`
-  const uint8_t* const end;     // of the tile's values
-  const uint8_t* at;            // the next code
-  const uint8_t* full;          // behind the last code
-  uint8_t codes[64 + 2 * kAhead + 64];  // xor 8
+  NibblesAhead<Nibbles> ahead;
 
   Reader(const Packed& w, int64_t tile)
-      : masks(tile_masks(w, tile)),
-        taken(w.values + tile_start(w, tile)),
-        end(w.values + tile_start(w, tile + 1)),
-        at(codes),
-        full(codes) {}
-  Reader(const Reader&) = delete;  // it points into itself
-
-  void take() {
-    const int64_t left = full - at;  // fewer than 64
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), _mm256_loadu_si256(bytes32(at)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + 32), _mm256_loadu_si256(bytes32(at + 32)));
-    uint8_t* to = codes + left;
-    const uint8_t* const stop = end - taken < kAhead ? end : taken + kAhead;
-    for (; taken < stop; taken += 16, to += 32)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_xor_si256(nibbles(taken), _mm256_set1_epi8(8)));
-    at = codes;
-    full = to;
-  }
+      : masks(tile_masks(w, tile)), ahead(w.values + tile_start(w, tile), w.values + tile_start(w, tile + 1)) {}
 
   Column next() {
-    if (full - at < kStepPositions && taken < end) take();
-    const uint8_t* const begin = at;
+    const uint8_t* const begin = ahead.codes();
+    const uint8_t* at = begin;
     const Column column = expand64(at, masks, _mm_setzero_si128());
-    at += (at - begin) & 1;  // steps begin on whole bytes
+    ahead.pass(int(at - begin));
     masks += 8;
     const __m256i flip = _mm256_set1_epi8(8);
     return {_mm256_xor_si256(column.lo, flip), _mm256_xor_si256(column.hi, flip)};

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace edgeslim {
 
@@ -18,5 +19,40 @@ struct Spread {
 };
 
 static constexpr Spread kSpread;
+
+// Nibbles of a tile, taken apart to bytes some way ahead of the step that expands them: a load right after a store that
+// it only partly overlaps would wait for it. Isa::spread_nibbles turns 16 bytes into 32.
+template <class Isa>
+class NibblesAhead {
+ public:
+  NibblesAhead(const uint8_t* values, const uint8_t* end) : taken_(values), end_(end), at_(codes_), full_(codes_) {}
+  NibblesAhead(const NibblesAhead&) = delete;  // it points into itself
+
+  // The 64 codes from here on, or all that the tile still has.
+  const uint8_t* codes() {
+    if (full_ - at_ < 64 && taken_ < end_) take();
+    return at_;
+  }
+
+  // On to the next step, which begins on a whole byte.
+  void pass(int codes) { at_ += codes + (codes & 1); }
+
+ private:
+  static constexpr int64_t kAhead = 512;  // bytes of values
+
+  void take() {
+    std::memmove(codes_, at_, 64);
+    full_ = codes_ + (full_ - at_);
+    at_ = codes_;
+    const uint8_t* const stop = end_ - taken_ < kAhead ? end_ : taken_ + kAhead;
+    for (; taken_ < stop; taken_ += 16, full_ += 32) Isa::spread_nibbles(taken_, full_);
+  }
+
+  const uint8_t* taken_;  // up to here values are in `codes_`
+  const uint8_t* const end_;
+  const uint8_t* at_;
+  uint8_t* full_;
+  uint8_t codes_[64 + 2 * kAhead + 64];
+};
 
 }  // namespace edgeslim
