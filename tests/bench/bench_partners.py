@@ -2,7 +2,8 @@
 
 ``prepare`` writes, under --work, checkpoints of random weights (dense, pruned50, pruned70), stock bundles and GGUF
 files; what is there stays. ``run`` measures each case in a fresh process, round after round over all cases, and prints
-a JSON line a case (medians over the rounds and their spread), then a Markdown table.
+a JSON line a case (medians over the undisturbed rounds and their spread), then a Markdown table. A measurement during
+which another program ran is repeated, and counted as disturbed where it does not get better.
 
 llama.cpp is llama-cpp-python in an environment of its own, build/llama-venv; without it its cases are left out:
 
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cases", type=lambda text: text.split(","), help="comma-separated (default: all prepared)")
     parser.add_argument("--bundle", action="append", default=[], metavar="NAME=PATH", help="also measure this bundle")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--retries", type=int, default=1, help="how often a disturbed measurement is repeated")
+    parser.add_argument("--retries", type=int, default=2, help="how often a disturbed measurement is repeated")
     parser.add_argument("--wait", type=float, default=60, help="seconds that a measurement waits for an idle machine")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)

@@ -18,16 +18,21 @@ _HEAD = (
     "peak RSS MB",
     "files MB",
     "(peak - before) / files",
+    "rounds",
 )
 
 
 def summarise(name: str, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Return the medians of a case's `samples`; a spread is (largest - smallest) / median."""
-    rows = [asdict(sample) for sample in samples]
+    """Return the medians of a case's undisturbed `samples`, of all where none was undisturbed.
+
+    A spread is (largest - smallest) / median; `rounds` counts the samples used, `busy_rounds` those disturbed.
+    """
+    quiet = [sample for sample in samples if not sample.busy]
+    rows = [asdict(sample) for sample in quiet or samples]
     medians = {key: median(row[key] for row in rows) for key in MEASURED}
     spreads = {f"{key}_spread": _spread([row[key] for row in rows]) for key in _SPREAD}
-    busy = sum(sample.busy for sample in samples)
-    return {"case": name, "engine": samples[0].engine, **medians, **spreads, "rounds": len(rows), "busy_rounds": busy}
+    counts = {"rounds": len(rows), "busy_rounds": len(samples) - len(quiet)}
+    return {"case": name, "engine": samples[0].engine, **medians, **spreads, **counts}
 
 
 def markdown(cases: Sequence[Mapping[str, Any]]) -> str:
@@ -39,12 +44,13 @@ def markdown(cases: Sequence[Mapping[str, Any]]) -> str:
 def _row(case: Mapping[str, Any]) -> tuple[str, ...]:
     above = (case["peak_rss_bytes"] - case["base_rss_bytes"]) / case["file_bytes"]
     return (
-        case["case"] + (f" (busy in {case['busy_rounds']} of {case['rounds']})" if case["busy_rounds"] else ""),
+        case["case"],
         f"{case['decode_tok_s']:.1f} ({case['decode_tok_s_spread']:.0%})",
         f"{case['prefill_tok_s']:.0f} ({case['prefill_tok_s_spread']:.0%})",
         f"{case['load_s']:.3f}",
         *(f"{case[key] / 1e6:.0f}" for key in ("base_rss_bytes", "peak_rss_bytes", "file_bytes")),
         f"{above:.2f}",
+        f"{case['rounds']}" + (f", {case['busy_rounds']} disturbed" if case["busy_rounds"] else ""),
     )
 
 
