@@ -12,6 +12,8 @@ namespace edgeslim::ort {
 const CustomOp* packed_linear();
 const CustomOp* packed_gather();
 const CustomOp* group_query_attention();
+const CustomOp* causal_conv();
+const CustomOp* state_space_scan();
 
 namespace {
 
@@ -21,7 +23,8 @@ Status* register_all(SessionOptions* options, const ApiBase* base) {
   const Functions f(api);
   OpDomain* domain = nullptr;
   if (Status* status = f.create_domain("edgeslim", &domain)) return status;
-  for (const CustomOp* op : {packed_linear(), packed_gather(), group_query_attention()})
+  for (const CustomOp* op : {packed_linear(), packed_gather(), group_query_attention(), causal_conv(),
+                             state_space_scan()})
     if (Status* status = f.domain_add(domain, op)) return status;
   return f.add_domain(options, domain);
 }

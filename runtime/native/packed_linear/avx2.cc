@@ -10,6 +10,7 @@
 #include "attention/generic.h"
 #include "packed_linear/generic.h"
 #include "packed_linear/spread.h"
+#include "state_space/generic.h"
 
 namespace edgeslim {
 namespace {
@@ -348,7 +349,8 @@ bool available() { return cpu().avx2; }
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", available, prologue<Ymm>, quantize<Ymm>, few, many, floats<Avx2>, attend<Ymm>};
+const Kernels kAvx2 = {"avx2", available, prologue<Ymm>, quantize<Ymm>, few, many, floats<Avx2>, attend<Ymm>,
+                       convolve<Ymm>, scan<Ymm>};
 
 }  // namespace edgeslim
 

@@ -6,6 +6,7 @@
 #include "core/cpu.h"
 #include "attention/generic.h"
 #include "packed_linear/generic.h"
+#include "state_space/generic.h"
 
 namespace edgeslim {
 namespace {
@@ -251,7 +252,8 @@ bool available() { return cpu().avx512; }
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512-vnni", available, prologue<Zmm>, quantize<Zmm>, few, many, floats<Avx512>, attend<Zmm>};
+const Kernels kAvx512 = {"avx512-vnni", available, prologue<Zmm>, quantize<Zmm>, few, many, floats<Avx512>, attend<Zmm>,
+                         convolve<Zmm>, scan<Zmm>};
 
 }  // namespace edgeslim
 

@@ -8,6 +8,7 @@
 
 #include "attention/attention.h"
 #include "packed_linear/layout.h"
+#include "state_space/state_space.h"
 
 namespace edgeslim {
 
@@ -61,6 +62,9 @@ struct Kernels {
   void (*floats)(const Packed&, const Floats&, const Output&, int64_t first, int64_t last, float* scratch);
   // Query rows [first, last) of one head.
   void (*attend)(const Attention&, int64_t first, int64_t last);
+  // Channels [first, last) of one sequence; tokens of one head.
+  void (*convolve)(const Convolution&, int64_t first, int64_t last);
+  void (*scan)(const Scan&);
 };
 
 constexpr int64_t kFloatChunk = 256;  // inputs of a tile that are expanded to float32 at a time

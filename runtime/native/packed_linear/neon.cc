@@ -8,6 +8,7 @@
 #include "core/cpu.h"
 #include "packed_linear/generic.h"
 #include "packed_linear/spread.h"
+#include "state_space/generic.h"
 
 namespace edgeslim {
 namespace {
@@ -337,8 +338,8 @@ bool available() { return cpu().neon_dot; }
 
 }  // namespace
 
-const Kernels kNeon = {"neon-dot", available, prologue<Neon16>, quantize<Neon16>, few, many,
-                       floats<Neon>, attend<Neon16>};
+const Kernels kNeon = {"neon-dot", available, prologue<Neon16>, quantize<Neon16>, few, many, floats<Neon>,
+                       attend<Neon16>, convolve<Neon16>, scan<Neon16>};
 
 }  // namespace edgeslim
 

@@ -2,6 +2,7 @@
 #include "core/half.h"
 #include "attention/generic.h"
 #include "packed_linear/generic.h"
+#include "state_space/generic.h"
 
 namespace edgeslim {
 namespace {
@@ -112,6 +113,7 @@ bool always() { return true; }
 
 }  // namespace
 
-const Kernels kScalar = {"scalar", always, prologue<Sixteen>, quantize<Sixteen>, few, many, floats<Scalar>, attend<Sixteen>};
+const Kernels kScalar = {"scalar", always, prologue<Sixteen>, quantize<Sixteen>, few, many, floats<Scalar>,
+                         attend<Sixteen>, convolve<Sixteen>, scan<Sixteen>};
 
 }  // namespace edgeslim
