@@ -20,6 +20,7 @@ from edgeslim.exporters.packed import Form
 DOMAIN = "edgeslim"
 VERSION = 1
 LINEAR, GATHER, ATTENTION = "PackedLinear", "PackedGather", "GroupQueryAttention"
+CONV, SCAN = "CausalConv", "StateSpaceScan"
 LINEAR_INPUTS = ("x", "values", "scales", "masks", "offsets", "bias", "gate", "norm", "residual")
 GATHER_INPUTS = ("ids", "values", "scales", "masks", "offsets")
 ATTENTION_INPUTS = (
@@ -34,6 +35,8 @@ ATTENTION_INPUTS = (
     "sin_cache",
 )
 ATTENTION_ATTRIBUTES = ("num_heads", "kv_num_heads", "scale", "do_rotary", "rotary_interleaved", "local_window_size")
+CONV_INPUTS = ("x", "weight", "bias", "past_state")
+SCAN_INPUTS = ("xbc", "dt", "dt_bias", "A_log", "D", "past_state")
 OPTIONAL = LINEAR_INPUTS[5:]
 OPSET = 23
 """Opset of the bodies: the first with RMSNormalization."""
@@ -103,6 +106,45 @@ def attention_function() -> ir.Function:
         f'<opset_import: ["" : {OPSET}, "com.microsoft" : 1], domain: "{DOMAIN}">\n'
         f"{ATTENTION} <{', '.join(ATTENTION_ATTRIBUTES)}> ({inputs}) => ({outputs}) {{\n"
         f"  {outputs} = com.microsoft.{ATTENTION} <{passed}> ({inputs})\n}}"
+    )
+    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
+
+
+def conv_function() -> ir.Function:
+    """Return the body of CausalConv: the operator of com.microsoft, which wants channels before tokens."""
+    lines = [
+        "one = Constant <value_ints = [1]> ()",
+        "last = Constant <value_ints = [-1]> ()",
+        "x_first = Constant <value_int: int = @x_start> ()",
+        "x_from = Reshape(x_first, one)",
+        "channels = Shape <start = 0, end = 1> (weight)",
+        "x_to = Add(x_from, channels)",
+        "columns = Slice(x, x_from, x_to, last)",
+        "by_channel = Transpose <perm = [0, 2, 1]> (columns)",
+        "mixed, present_state = com.microsoft.CausalConvWithState <activation: string = @activation> "
+        "(by_channel, weight, bias, past_state)",
+        "y = Transpose <perm = [0, 2, 1]> (mixed)",
+    ]
+    return _stateful_function(CONV, ("x_start", "activation"), CONV_INPUTS, lines)
+
+
+def scan_function() -> ir.Function:
+    """Return the body of StateSpaceScan: com.microsoft's LinearAttention and the nodes that mobius puts around it."""
+    sizes = ("num_heads", "head_size", "state_size", "groups", "dt_start")
+    lines = ["one = Constant <value_ints = [1]> ()"]
+    for name in sizes:
+        lines += [f"{name}_0 = Constant <value_int: int = @{name}> ()", f"{name}_1 = Reshape({name}_0, one)"]
+    return _stateful_function(SCAN, sizes, SCAN_INPUTS, [*lines, *_SCAN])
+
+
+def _stateful_function(
+    name: str, attributes: tuple[str, ...], inputs: tuple[str, ...], lines: list[str]
+) -> ir.Function:
+    text = (
+        f'<opset_import: ["" : {OPSET}, "com.microsoft" : 1], domain: "{DOMAIN}">\n'
+        f"{name} <{', '.join(attributes)}> ({', '.join(inputs)}) => (y, present_state) {{\n  "
+        + "\n  ".join(lines)
+        + "\n}"
     )
     return ir.serde.deserialize_function(onnx.parser.parse_function(text))
 
@@ -319,3 +361,40 @@ _INTEGER_PRODUCT = [
 ]
 _ROUNDED_PRODUCT = ["of_codes = MatMul(token_codes, weight)", "product = Mul(of_codes, token_scale)"]
 _FLOAT_PRODUCT = ["product = MatMul(t, weight)"]
+_SCAN = [
+    "last = Constant <value_ints = [-1]> ()",
+    "kept = Constant <value_ints = [0, 0]> ()",
+    "inner = Mul(num_heads_1, head_size_1)",
+    "shared = Mul(groups_1, state_size_1)",
+    "of_group = Div(num_heads_1, groups_1)",
+    "parts = Concat <axis = 0> (inner, shared, shared)",
+    "heads_shape = Concat <axis = 0> (kept, num_heads_1, head_size_1)",
+    "inner_shape = Concat <axis = 0> (kept, last)",
+    "groups_shape = Concat <axis = 0> (kept, groups_1, one, state_size_1)",
+    "repeats = Concat <axis = 0> (one, one, one, of_group, one)",
+    "column_shape = Concat <axis = 0> (num_heads_1, one)",
+    "dt_to = Add(dt_start_1, num_heads_1)",
+    "x, b, c = Split <axis = -1> (xbc, parts)",
+    "dt_columns = Slice(dt, dt_start_1, dt_to, last)",
+    "dt_biased = Add(dt_columns, dt_bias)",
+    "step = Softplus(dt_biased)",
+    "rate = Exp(A_log)",
+    "minus_rate = Neg(rate)",
+    "decay = Mul(minus_rate, step)",
+    "step_column = Unsqueeze(step, last)",
+    "x_heads = Reshape(x, heads_shape)",
+    "value_heads = Mul(step_column, x_heads)",
+    "value = Reshape(value_heads, inner_shape)",
+    "b_groups = Reshape(b, groups_shape)",
+    "b_repeated = Expand(b_groups, repeats)",
+    "key = Reshape(b_repeated, inner_shape)",
+    "c_groups = Reshape(c, groups_shape)",
+    "c_repeated = Expand(c_groups, repeats)",
+    "query = Reshape(c_repeated, inner_shape)",
+    "scanned, present_state = com.microsoft.LinearAttention <q_num_heads: int = @num_heads, "
+    'kv_num_heads: int = @num_heads, scale = 1.0, update_rule = "gated"> (query, key, value, past_state, decay)',
+    "skip = Reshape(D, column_shape)",
+    "skipped_heads = Mul(skip, x_heads)",
+    "skipped = Reshape(skipped_heads, inner_shape)",
+    "y = Add(scanned, skipped)",
+]

@@ -14,8 +14,10 @@ from edgeslim.exporters.packed_nodes import Matrix, is_linear, matrix_of
 from edgeslim.exporters.packing import F32
 from edgeslim.exporters.passes import run_passes
 from edgeslim.exporters.passes.fuse_attention import FuseAttention
+from edgeslim.exporters.passes.fuse_causal_conv import FuseCausalConv
 from edgeslim.exporters.passes.fuse_gate import FuseGate
 from edgeslim.exporters.passes.fuse_norm import FuseNorm
+from edgeslim.exporters.passes.fuse_state_space import FuseStateSpace
 from edgeslim.exporters.passes.fuse_sums import FuseSums
 from edgeslim.exporters.passes.half_weights import HalfWeights
 from edgeslim.exporters.passes.join_linears import JoinLinears
@@ -51,7 +53,8 @@ def lower(model: ir.Model, plan: Plan, scratch: Path, progress: Progress = lambd
         return _lower_to_stock(model, plan, measured)
     selected = {node for node, layer in measured.items() if plan.select(layer)}
     run_passes(model, [PackedLinears(select=lambda node: (node.name or "") in selected, lookups=plan.bits < 32)])
-    run_passes(model, [SplitSkipNorms(), FuseNorm(), FuseGate(), JoinLinears(), FuseSums(), FuseAttention()])
+    run_passes(model, [SplitSkipNorms(), FuseNorm(), FuseGate(), JoinLinears(), FuseSums()])
+    run_passes(model, [FuseAttention(), FuseCausalConv(), FuseStateSpace()])
     store = StorePacked(_chooser(model.graph, plan), scratch, progress=progress)
     run_passes(model, [store])
     plain = {node: layer for node, layer in measured.items() if node not in store.stored}
