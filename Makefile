@@ -5,7 +5,7 @@ BIN := .venv/bin
 NATIVE := $(shell find runtime/native -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow check format bench train kill-resume memory optimum bench-partners clean
+.PHONY: help install demo test slow check format bench train kill-resume memory optimum bench-partners native cross sanitize fuzz clean
 
 help:                ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -62,6 +62,39 @@ bench-partners: install ## stock onnxruntime-genai and llama.cpp on two shapes (
 	for shape in llama mamba2; do \
 	  $(BIN)/python tests/bench/bench_partners.py prepare --shape $$shape && \
 	  $(BIN)/python tests/bench/bench_partners.py run --shape $$shape || exit 1; done
+
+# What is native needs a C++ compiler and CMake; `cross` also qemu-user, and g++-aarch64-linux-gnu or a Python that has
+# the ziglang package: make cross ZIG_PYTHON=python3. With zig the library runs on systems since glibc 2.28.
+CMAKE ?= cmake
+JOBS ?= 2
+ZIG_PYTHON ?=
+FUZZ_SEED ?= 1
+FUZZ_COUNT ?= 500000
+AARCH64 := --toolchain cross/aarch64-linux.cmake $(if $(ZIG_PYTHON),-DEDGESLIM_ZIG_PYTHON=$(ZIG_PYTHON))
+
+native:              ## the kernel library in build/native; its variants compared
+	$(CMAKE) -S runtime/native -B build/native -DEDGESLIM_TESTS=ON
+	$(CMAKE) --build build/native -j $(JOBS)
+	build/native/kernels_test
+
+cross:               ## the library for aarch64 Linux in build/aarch64; its variants compared under qemu
+	@command -v $(or $(ZIG_PYTHON),aarch64-linux-gnu-g++) qemu-aarch64 >/dev/null || \
+	  { echo "make cross needs qemu-user, and g++-aarch64-linux-gnu or ZIG_PYTHON=…"; exit 1; }
+	$(CMAKE) -S runtime/native -B build/aarch64 $(AARCH64)
+	$(CMAKE) --build build/aarch64 -j $(JOBS)
+	$(CMAKE) -S runtime/native -B build/aarch64-tests $(AARCH64) -DEDGESLIM_ZIG_TARGET=musl -DEDGESLIM_TESTS=ON
+	$(CMAKE) --build build/aarch64-tests -j $(JOBS) --target kernels_test
+	qemu-aarch64 -cpu max build/aarch64-tests/kernels_test --need neon-dot
+
+sanitize:            ## variants compared and the reader fuzzed briefly, under ASan and UBSan
+	$(CMAKE) -S runtime/native -B build/sanitize -DEDGESLIM_SANITIZE=ON -DEDGESLIM_TESTS=ON
+	$(CMAKE) --build build/sanitize -j $(JOBS) --target kernels_test fuzz
+	build/sanitize/kernels_test
+	build/sanitize/fuzz 0 20000
+
+fuzz: sanitize       ## a million executions of the reader of packed tensors, in two processes
+	build/sanitize/fuzz $(FUZZ_SEED) $(FUZZ_COUNT) & first=$$!; \
+	build/sanitize/fuzz $$(($(FUZZ_SEED) + 1)) $(FUZZ_COUNT); second=$$?; wait $$first && exit $$second
 
 train: install       ## train the bundled models again (about two hours)
 	$(BIN)/python examples/train_tiny.py --arch llama
