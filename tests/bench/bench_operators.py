@@ -55,13 +55,17 @@ def run(args: argparse.Namespace, folder: Path) -> tuple[list[float], list[dict[
     token = int(session.feed(prompt).argmax())
     for _ in range(3):
         token = int(session.feed(np.array([[token]])).argmax())
-    started, steps = session.now_us(), []
+    steps = []
     for _ in range(args.new_tokens):
         begin = time.perf_counter()
         token = int(session.feed(np.array([[token]])).argmax())
         steps.append(time.perf_counter() - begin)
     events = json.loads(session.end_profiling().read_text())
-    return steps, [e for e in events if e.get("cat") == "Node" and "op_name" in e["args"] and e["ts"] >= started]
+    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and "op_name" in event["args"]:
+            runs[event["name"]].append(event)
+    return steps, [event for of_node in runs.values() for event in of_node[-len(steps) :]]
 
 
 class ProfiledSession(OrtSession):
@@ -76,10 +80,6 @@ class ProfiledSession(OrtSession):
         options.enable_profiling = True
         options.profile_file_prefix = str(self._prefix)
         return options
-
-    def now_us(self) -> float:
-        """The present in the profiler's own clock."""
-        return (time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self._session.get_profiling_start_time_ns()) / 1e3
 
     def end_profiling(self) -> Path:
         """Stop recording and return the file of events."""

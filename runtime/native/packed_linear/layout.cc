@@ -1,5 +1,7 @@
 #include "packed_linear/layout.h"
 
+#include "core/cpu.h"
+
 namespace edgeslim {
 namespace {
 
@@ -40,18 +42,39 @@ bool follows_pattern(uint64_t mask, const Packed& w) {
   return ones == (w.pattern_n & 1 ? rows : 0) && twos == (w.pattern_n & 2 ? rows : 0);
 }
 
+// Bytes that the values of one tile take by its masks.
+__attribute__((always_inline)) inline int64_t count_bytes(const uint8_t* masks, int64_t steps, int64_t bits) {
+  int64_t bytes = 0;
+  for (int64_t step = 0; step < steps; ++step) bytes += bytes_of(count_ones(load_mask(masks, step)), bits);
+  return bytes;
+}
+
+int64_t count_plainly(const uint8_t* masks, int64_t steps, int64_t bits) { return count_bytes(masks, steps, bits); }
+
+#if defined(EDGESLIM_X86)
+// The same by the instruction that the oldest processors of this architecture lack: masks are a sixth of a model's bytes.
+__attribute__((target("popcnt"))) int64_t count_by_instruction(const uint8_t* masks, int64_t steps, int64_t bits) {
+  return count_bytes(masks, steps, bits);
+}
+#endif
+
+int64_t bytes_of_masks(const uint8_t* masks, int64_t steps, int64_t bits) {
+#if defined(EDGESLIM_X86)
+  if (cpu().avx2) return count_by_instruction(masks, steps, bits);
+#endif
+  return count_plainly(masks, steps, bits);
+}
+
 Fault check_masks(const Packed& w) {
   for (int64_t tile = 0; tile < w.tiles; ++tile) {
-    int64_t bytes = 0;
     const uint8_t* masks = tile_masks(w, tile);
-    for (int64_t step = 0; step < w.steps; ++step) {
-      const uint64_t mask = load_mask(masks, step);
-      bytes += bytes_of(count_ones(mask), w.bits);
-      if (w.layout == Layout::nm && !follows_pattern(mask, w))
+    for (int64_t step = 0; w.layout == Layout::nm && step < w.steps; ++step)
+      if (!follows_pattern(load_mask(masks, step), w))
         return fault("masks: tile %lld, step %lld is not %lld:%lld", Long(tile), Long(step), Long(w.pattern_n),
                      Long(w.pattern_m));
-    }
-    const int64_t span = w.layout == Layout::bitmap ? load_offset(w, tile + 1) - load_offset(w, tile) : bytes;
+    if (w.layout != Layout::bitmap) continue;
+    const int64_t bytes = bytes_of_masks(masks, w.steps, w.bits);
+    const int64_t span = load_offset(w, tile + 1) - load_offset(w, tile);
     if (bytes != span)
       return fault("offsets: tile %lld spans %lld bytes, its masks name %lld", Long(tile), Long(span), Long(bytes));
   }
