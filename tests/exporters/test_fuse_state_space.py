@@ -199,14 +199,17 @@ def test_the_scan_is_that_of_float64(batch: int, tokens: int, library: bool) -> 
 
 
 @needs_library
-@pytest.mark.parametrize(("heads", "groups", "size", "state"), [(1, 1, 1, 1), (3, 3, 64, 5), (6, 1, 80, 128)])
+@pytest.mark.parametrize(
+    ("heads", "groups", "size", "state"), [(1, 1, 1, 1), (3, 3, 64, 5), (6, 1, 80, 128), (16, 2, 64, 128)]
+)
 def test_the_scan_takes_other_sizes(heads: int, groups: int, size: int, state: int) -> None:
     sizes = {"num_heads": heads, "head_size": size, "state_size": state, "groups": groups, "dt_start": 0}
-    model, feed = scan_model(**sizes), scan_inputs(2, 5, **sizes)
-    body, kernel = (session(model, library=library).run(None, feed) for library in (False, True))
-
-    assert close(kernel, scan_reference(model, feed, sizes))
-    assert close(body, kernel)
+    model = scan_model(**sizes)
+    for tokens in (1, 5):
+        feed = scan_inputs(2, tokens, **sizes)
+        body, kernel = (session(model, library=library).run(None, feed) for library in (False, True))
+        assert close(kernel, scan_reference(model, feed, sizes))
+        assert close(body, kernel)
 
 
 @needs_library
@@ -266,9 +269,10 @@ def save_outputs(path: str) -> None:
     """Write what the kernels give for a few shapes to `path`; a process reads EDGESLIM_ISA once."""
     arrays = {}
     wide = {"num_heads": 2, "head_size": 80, "state_size": 16, "groups": 1, "dt_start": 0}
+    large = {"num_heads": 16, "head_size": 64, "state_size": 128, "groups": 1, "dt_start": 0}  # streamed past caches
     for tokens in (1, 2, 7, 64):
         runs = [(conv_model(**CONV_SIZES), conv_inputs(2, tokens, **CONV_SIZES))]
-        runs += [(scan_model(**sizes), scan_inputs(2, tokens, **sizes)) for sizes in (SCAN_SIZES, wide)]
+        runs += [(scan_model(**sizes), scan_inputs(2, tokens, **sizes)) for sizes in (SCAN_SIZES, wide, large)]
         for index, (model, feed) in enumerate(runs):
             for part, array in enumerate(session(model, library=True).run(None, feed)):
                 arrays[f"{tokens}_{index}_{part}"] = array

@@ -1,6 +1,10 @@
 // The recurrences of state_space.h over a vector V of 16 floats, see packed_linear/generic.h for what V offers.
 #pragma once
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #include "packed_linear/generic.h"
 #include "state_space/state_space.h"
 
@@ -55,8 +59,31 @@ static void convolve(const Convolution& c, int64_t first, int64_t last) {
   });
 }
 
+// Stores past the caches, to p aligned to 64: a plain store would first read the line that it overwrites whole.
+template <class V>
+static inline void stream(V v, float* p) {
+#if defined(__AVX512F__)
+  __m512 all;
+  std::memcpy(&all, &v, sizeof all);
+  _mm512_stream_ps(p, all);
+#elif defined(__AVX__)
+  __m256 halves[2];
+  std::memcpy(halves, &v, sizeof halves);
+  for (int i = 0; i < 2; ++i) _mm256_stream_ps(p + 8 * i, halves[i]);
+#else
+  v.store(p);
+#endif
+}
+
+// Orders what was streamed before what other threads are told.
+static inline void end_stream() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 // TOKENS tokens of 16 * PARTS columns, the last 16 of them `tail`: each entry of the state is read and written once.
-template <class V, int TOKENS, int PARTS, class Tail>
+template <class V, int TOKENS, int PARTS, bool STREAM = false, class Tail>
 static inline void scan_columns(const Scan& s, const float* past, int64_t token, int64_t column, Tail tail) {
   const auto count = [&](int p) { return p + 1 < PARTS ? int64_t{16} : int64_t(tail); };
   const float* b = s.b + token * s.stride;
@@ -78,7 +105,10 @@ static inline void scan_columns(const Scan& s, const float* past, int64_t token,
         state = V::fma(V::set(b[t * s.stride + n]), x[t][p], V::mul(state, decay[t]));
         y[t][p] = V::fma(V::set(c[t * s.stride + n]), state, y[t][p]);
       }
-      state.store_some(s.present + at + 16 * p, count(p));
+      if (STREAM)
+        stream(state, s.present + at + 16 * p);
+      else
+        state.store_some(s.present + at + 16 * p, count(p));
     }
   }
   for (int t = 0; t < TOKENS; ++t)
@@ -100,6 +130,11 @@ static inline void scan_tokens(const Scan& s, int64_t column, Tail tail) {
 template <class V>
 static void scan(const Scan& s) {
   int64_t column = 0;
+  if (s.streams && s.tokens == 1 && s.head_size % 64 == 0 && reinterpret_cast<uintptr_t>(s.present) % 64 == 0) {
+    for (; column < s.head_size; column += 64)
+      scan_columns<V, 1, 4, true>(s, s.past, 0, column, std::integral_constant<int64_t, 16>{});
+    return end_stream();
+  }
   for (; column + 64 <= s.head_size; column += 64)
     scan_tokens<V, 4>(s, column, std::integral_constant<int64_t, 16>{});
   by_sixteen(s.head_size - column, [&](int64_t i, auto count) { scan_tokens<V, 1>(s, column + i, count); });

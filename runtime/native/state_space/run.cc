@@ -9,6 +9,10 @@ namespace {
 
 constexpr int64_t kTaskOutputs = 512;  // outputs of a convolution that are worth waking a thread for
 
+// States of a layer from which on those of all layers do not stay in the caches between two tokens: two buffers of some
+// twenty layers, beside the weights.
+constexpr int64_t kStreamBytes = 512 << 10;
+
 float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 
 void scan_head(const ScanCall& c, int64_t sequence, int64_t head, const Kernels& kernels) {
@@ -22,6 +26,7 @@ void scan_head(const ScanCall& c, int64_t sequence, int64_t head, const Kernels&
   s.head_size = c.head_size;
   s.past = c.past + at;
   s.present = c.present + at;
+  s.streams = c.past != c.present && c.batch * c.heads * state * int64_t(sizeof(float)) >= kStreamBytes;
   const float a = -std::exp(c.a_log[head]);
   float dt[kScanTokens], decay[kScanTokens];
   s.dt = dt;

@@ -39,6 +39,7 @@ struct Scan {
   float* y = nullptr;  // [T, y_stride]
   int64_t y_stride = 0;
   int64_t tokens = 0, state_size = 0, head_size = 0;
+  bool streams = false;  // the state of one token may be stored past the caches
 };
 
 constexpr int64_t kMostTaps = 16;
