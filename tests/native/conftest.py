@@ -1,0 +1,45 @@
+"""What tests of the kernels share: the library, random matrices in every form, and builds of the native programs."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from edgeslim.runtime.library import KernelLibrary, kernel_library
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "runtime" / "native"
+
+
+@pytest.fixture(scope="session")
+def library() -> KernelLibrary:
+    found = kernel_library()
+    if found is None:
+        pytest.skip("no kernel library: edgeslim was installed without a compiler; `make native` builds it")
+    return found
+
+
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    found = shutil.which(os.environ.get("CXX", "c++"))
+    if found is None:
+        pytest.skip("no C++ compiler")
+    return found
+
+
+@pytest.fixture(scope="session")
+def sanitized(compiler: str) -> Path:
+    """The folder of the native programs, built under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    cmake, folder = shutil.which("cmake"), ROOT / "build" / "sanitize"
+    if cmake is None:
+        pytest.skip("no cmake to build the native programs with")
+    configure = [cmake, "-S", SOURCE, "-B", folder, "-DEDGESLIM_SANITIZE=ON", "-DEDGESLIM_TESTS=ON"]
+    build = [cmake, "--build", folder, "-j", "2", "--target", "kernels_test", "fuzz"]
+    for command in (configure, build):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if "sanit" in done.stderr.lower() and "cannot find" in done.stderr:
+            pytest.skip("the compiler comes without sanitizers")
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
