@@ -76,6 +76,7 @@ native:              ## the kernel library in build/native; its variants compare
 	$(CMAKE) -S runtime/native -B build/native -DEDGESLIM_TESTS=ON
 	$(CMAKE) --build build/native -j $(JOBS)
 	build/native/kernels_test
+	build/native/sequences_test
 
 cross:               ## the library for aarch64 Linux in build/aarch64; its variants compared under qemu
 	@command -v $(or $(ZIG_PYTHON),aarch64-linux-gnu-g++) qemu-aarch64 >/dev/null || \
@@ -83,13 +84,15 @@ cross:               ## the library for aarch64 Linux in build/aarch64; its vari
 	$(CMAKE) -S runtime/native -B build/aarch64 $(AARCH64)
 	$(CMAKE) --build build/aarch64 -j $(JOBS)
 	$(CMAKE) -S runtime/native -B build/aarch64-tests $(AARCH64) -DEDGESLIM_ZIG_TARGET=musl -DEDGESLIM_TESTS=ON
-	$(CMAKE) --build build/aarch64-tests -j $(JOBS) --target kernels_test
+	$(CMAKE) --build build/aarch64-tests -j $(JOBS) --target kernels_test sequences_test
 	qemu-aarch64 -cpu max build/aarch64-tests/kernels_test --need neon-dot
+	qemu-aarch64 -cpu max build/aarch64-tests/sequences_test --need neon-dot
 
 sanitize:            ## variants compared and the reader fuzzed briefly, under ASan and UBSan
 	$(CMAKE) -S runtime/native -B build/sanitize -DEDGESLIM_SANITIZE=ON -DEDGESLIM_TESTS=ON
-	$(CMAKE) --build build/sanitize -j $(JOBS) --target kernels_test fuzz
+	$(CMAKE) --build build/sanitize -j $(JOBS) --target kernels_test sequences_test fuzz
 	build/sanitize/kernels_test
+	build/sanitize/sequences_test
 	build/sanitize/fuzz 0 20000
 
 fuzz: sanitize       ## a million executions of the reader of packed tensors, in two processes

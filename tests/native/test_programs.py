@@ -18,11 +18,14 @@ def _run(*command: str | Path) -> str:
     return done.stdout
 
 
-def test_every_variant_gives_the_bits_of_the_scalar_one_under_sanitizers(sanitized: Path) -> None:
-    printed = _run(sanitized / "kernels_test", "3")
+@pytest.mark.parametrize(("program", "least"), [(("kernels_test", "3"), 10_000), (("sequences_test",), 1_000)])
+def test_every_variant_gives_the_bits_of_the_scalar_one_under_sanitizers(
+    sanitized: Path, program: tuple[str, ...], least: int
+) -> None:
+    printed = _run(sanitized / program[0], *program[1:])
 
     passed, failed = map(int, re.findall(r"(\d+) passed, (\d+) failed", printed)[0])
-    assert passed > 10_000
+    assert passed > least
     assert failed == 0
 
 
