@@ -179,7 +179,7 @@ def kernels(
         list[str] | None, typer.Option(help="Variant to measure; repeatable.  [default: the one in use]")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads.  [default: the physical cores]")] = None,
-    megabytes: Annotated[int, typer.Option(help="Size of a matrix in dense int8.")] = 96,
+    megabytes: Annotated[int, typer.Option(help="Size of a matrix in dense int8.")] = 256,
     rounds: Annotated[int, typer.Option(help="Rounds, of which the best counts.")] = 5,
     refresh: Annotated[
         bool, typer.Option("--refresh/--no-refresh", help="Let `auto` decide by what is measured.")

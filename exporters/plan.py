@@ -35,6 +35,8 @@ GROUP = {"int4": 64}
 """Inputs that share a scale; other integer forms have one scale a row."""
 REFERENCE_ISA = {"x86_64": "avx2", "aarch64": "neon-dotprod"}
 """The instruction set whose costs stand for an architecture that is not this machine's."""
+NOISE = 1.1
+"""How much faster the dense layout must have been measured to be called faster: repeated measurements differ by as much."""
 SPARSE_FLOATS = 0.25
 """Zeros from which a float32 matrix is packed: below it, stock products are faster than ours for prompts."""
 
@@ -73,7 +75,7 @@ class Plan:
         if sizes[1] >= sizes[0]:
             return Choice(form=plain, reason=f"{density:.0%} kept: a mask would not save bytes")
         speeds = [speed(self.costs, form_name(form), density) for form in (plain, sparse)]
-        if speeds[0] is not None and speeds[1] is not None and speeds[1] < speeds[0]:
+        if speeds[0] is not None and speeds[1] is not None and speeds[1] * NOISE < speeds[0]:
             return Choice(form=plain, reason=f"{density:.0%} kept: {_rates(plain, sparse, speeds)}")
         why = "not measured here" if None in speeds else _rates(sparse, plain, speeds[::-1])
         return Choice(form=sparse, reason=f"{density:.0%} kept: {sizes[1] / sizes[0]:.0%} of dense bytes, {why}")

@@ -71,7 +71,7 @@ def bench_kernels(
     *,
     isas: Sequence[str] | None = None,
     threads: int | None = None,
-    megabytes: int = 96,
+    megabytes: int = 256,
     rounds: int = 5,
     refresh: bool = True,
     on_progress: Callable[[int, int], None] = lambda done, total: None,

@@ -99,9 +99,15 @@ struct Reader {
         step_bytes(w.step_bytes),
         zero(_mm512_set1_epi8(char(1 << (BITS - 1)))) {}
 
-  __m512i next() {
-    _mm_prefetch(reinterpret_cast<const char*>(values) + kValuesAhead, _MM_HINT_T0);
+  // Asks for what four steps will read, later.
+  void ask_ahead() const {
+    constexpr int64_t most = BITS * (LAYOUT == Layout::dense ? 32 : 16);  // bytes; of a mask's positions half are usual
+    for (int64_t line = 0; line < most; line += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(values) + kValuesAhead + line, _MM_HINT_T0);
     if (LAYOUT != Layout::dense) _mm_prefetch(reinterpret_cast<const char*>(masks) + kMasksAhead, _MM_HINT_T0);
+  }
+
+  __m512i next() {
     const __m512i codes = load_codes<BITS>(values);
     if (LAYOUT == Layout::dense) {
       values += step_bytes;
@@ -145,6 +151,7 @@ static void few_of(const Packed& w, const Quantized& x, const Output& out, int64
         int64_t steps = w.steps - group * w.group_steps();
         if (steps > w.group_steps()) steps = w.group_steps();
         for (; steps >= 4; steps -= 4, a += 16) {  // four sums hide the latency of a product
+          reader.ask_ahead();
           add_products(s0, reader.next(), four_inputs(a));
           add_products(s1, reader.next(), four_inputs(a + 4));
           add_products(s2, reader.next(), four_inputs(a + 8));
