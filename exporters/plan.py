@@ -36,7 +36,7 @@ GROUP = {"int4": 64}
 REFERENCE_ISA = {"x86_64": "avx2", "aarch64": "neon-dotprod"}
 """The instruction set whose costs stand for an architecture that is not this machine's."""
 NOISE = 1.1
-"""How much faster the dense layout must have been measured to be called faster: repeated measurements differ by as much."""
+"""How much faster the dense layout must have been measured to count: repeated measurements differ by as much."""
 SPARSE_FLOATS = 0.25
 """Zeros from which a float32 matrix is packed: below it, stock products are faster than ours for prompts."""
 
