@@ -47,7 +47,7 @@ def find_library(arch: str | None = None) -> Path | None:
     Raises: RuntimeUnavailable where the environment names a library that is not there.
     """
     if arch not in (None, architecture()):
-        return next((path for path in _places(f"native-{arch}", f"lib/{arch}") if path.is_file()), None)
+        return next((path for path in _places(arch, f"lib/{arch}") if path.is_file()), None)
     asked = os.environ.get(VARIABLE)
     if asked == "none":
         return None
@@ -142,6 +142,7 @@ class KernelLibrary:
         """Return PackedLinear's output [T, n] for `x` [T, X]. `operands`: gate, norm, bias, residual, epsilon,
         activations."""
         arrays = {"x": x, **{name: operands.get(name) for name in ("gate", "norm", "bias", "residual")}}
+        _check_operands(arrays, len(x), attributes["n"], attributes["k"])
         pointers = {name: None if array is None else array.ctypes.data for name, array in arrays.items()}
         y = np.empty((len(x), attributes["n"]), np.float32)
         gate = operands.get("gate")
@@ -208,3 +209,17 @@ def _matrix(attributes: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any
 
 def _count(name: str, array: npt.NDArray[Any]) -> int:
     return array.nbytes if name == "values" else array.size
+
+
+def _check_operands(arrays: Mapping[str, npt.NDArray[Any] | None], tokens: int, n: int, k: int) -> None:
+    """Raise EdgeslimError unless every operand holds what the kernel will read of it."""
+    wanted = {"x": (tokens, k), "gate": (tokens, k), "norm": (k,), "bias": (n,), "residual": (tokens, n)}
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        shape = wanted[name]
+        fits = array.ndim == len(shape) and array.shape[:-1] == shape[:-1] and array.shape[-1] >= shape[-1]
+        if not fits or array.dtype != np.float32 or not array.flags.c_contiguous:
+            raise EdgeslimError(
+                f"{name} must be contiguous float32 of shape {list(shape)}, got {array.dtype} {list(array.shape)}"
+            )
