@@ -13,12 +13,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mobius
 import onnx_ir as ir
 import torch
 from mobius._config_resolver import _config_from_hf, _default_task_for_model
+from mobius.tasks._base import ModelTask, _make_graph, _make_model
 from safetensors import safe_open
 from transformers import AutoConfig
 
@@ -26,8 +28,9 @@ from edgeslim.errors import ExportError, did_you_mean
 from edgeslim.exporters.passes import run_passes
 from edgeslim.exporters.passes.grouped_norms import GroupedNorms
 from edgeslim.exporters.passes.sliding_windows import SlidingWindows
+from edgeslim.exporters.ssm import MODELS, CausalLM
 
-FAMILIES = (
+_LIBRARY_FAMILIES = (
     "gemma2",
     "gpt2",
     "granite",
@@ -40,6 +43,7 @@ FAMILIES = (
     "qwen3",
     "smollm3",
 )
+FAMILIES = tuple(sorted({*_LIBRARY_FAMILIES, *MODELS}))
 """`model_type` values whose graphs agree with transformers on whole, split and stepwise prompts."""
 
 _INDEX = "model.safetensors.index.json"
@@ -117,6 +121,10 @@ def attention_windows(hf_config: Any) -> list[int | None]:
 def _build_empty(checkpoint: Path, hf_config: Any) -> tuple[Any, Any]:
     """Return mobius's module and model package for the checkpoint, without weights."""
     family = hf_config.model_type
+    if family in MODELS:
+        module = MODELS[family](hf_config)
+        facts = SimpleNamespace(dtype=ir.DataType.FLOAT)
+        return module, mobius.build_from_module(module, facts, _StatesTask(), execution_provider="cpu")
     module_class = mobius.registry.get(family)
     config = _config_from_hf(hf_config, parent_config=hf_config, module_class=module_class)
     config = dataclasses.replace(config, dtype=ir.DataType.FLOAT)
@@ -128,9 +136,41 @@ def _build_empty(checkpoint: Path, hf_config: Any) -> tuple[Any, Any]:
     return module, package
 
 
+class _StatesTask(ModelTask):  # type: ignore[misc]  # the library has no types
+    """The graph around a model of ours: tokens and states in, logits and states out."""
+
+    def build(self, module: CausalLM, config: Any) -> dict[str, ir.Model]:
+        graph, builder = _make_graph()
+        batch, count = ir.SymbolicDim("batch"), ir.SymbolicDim("sequence_len")
+        past_count, total = ir.SymbolicDim("past_sequence_len"), ir.SymbolicDim("total_sequence_len")
+        ids = builder.input("input_ids", dtype=ir.DataType.INT64, shape=[batch, count])
+        attends = any("key" in states for states in module.states)
+        mask = builder.input("attention_mask", dtype=ir.DataType.INT64, shape=[batch, total]) if attends else None
+
+        def past(index: int, kind: str, shape: tuple[int | None, ...]) -> ir.Value:
+            dims = [batch, *(past_count if d is None else d for d in shape)]
+            value: ir.Value = builder.input(f"past_key_values.{index}.{kind}", dtype=ir.DataType.FLOAT, shape=dims)
+            return value
+
+        pasts = [
+            {kind: past(index, kind, shape) for kind, shape in states.items()}
+            for index, states in enumerate(module.states)
+        ]
+        logits, presents = module(builder.op, ids, mask, pasts)
+        builder.add_output(logits, "logits")
+        for index, (states, present) in enumerate(zip(module.states, presents, strict=True)):
+            for kind, shape in states.items():
+                value = present[kind]
+                value.shape = ir.Shape([batch, *(total if d is None else d for d in shape)])
+                value.type = ir.TensorType(ir.DataType.FLOAT)
+                builder.add_output(value, f"present.{index}.{kind}")
+        return {"model": _make_model(graph)}
+
+
 def _apply_weights(model: ir.Model, module: Any, checkpoint: Path) -> None:
     """Give `model` the checkpoint's tensors: views of the mapped files, cast one by one when written."""
-    weights = module.preprocess_weights(dict(_mapped_tensors(checkpoint)))
+    tensors = dict(_mapped_tensors(checkpoint))
+    weights = module.named_weights(tensors) if isinstance(module, CausalLM) else module.preprocess_weights(tensors)
     try:
         mobius.apply_weights(model, weights)
     except ValueError as fault:

@@ -39,6 +39,10 @@ _ATTENTION: Mapping[str, Any] = MappingProxyType(
     }
 )
 
+_MAMBA: Mapping[str, Any] = MappingProxyType(
+    {"hidden_size": 64, "state_size": 12, "num_hidden_layers": 3, "expand": 2, "conv_kernel": 4, "time_step_rank": 6}
+)
+
 FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "llama": {**_ATTENTION, "tie_word_embeddings": True},
@@ -82,8 +86,14 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "chunk_size": 8,
             "tie_word_embeddings": False,
         },
+        "mamba": {**_MAMBA, "tie_word_embeddings": True},
+        "falcon_mamba": {**_MAMBA, "tie_word_embeddings": False},
     }
 )
+
+
+_GAINS: Mapping[str, float] = MappingProxyType({"mamba2": 1.5, "mamba": 1.5, "falcon_mamba": 1.5})
+"""How much larger a family's matrices are than initialised; a recurrent state amplifies by itself."""
 
 
 def tiny_config(family: str, **changes: Any) -> Any:
@@ -94,7 +104,7 @@ def tiny_config(family: str, **changes: Any) -> Any:
 
 def tiny_model(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random `family` model in float32 and evaluation mode, the same for the same arguments."""
-    gain = 1.5 if family == "mamba2" else 4.0  # a recurrent state amplifies: larger weights give only larger logits
+    gain = _GAINS.get(family, 4.0)
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(tiny_config(family, **changes))
     with torch.no_grad():

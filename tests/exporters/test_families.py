@@ -57,7 +57,7 @@ def test_the_scoring_graph_gives_all_positions_in_any_pieces(bundle: Bundle, fam
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mamba2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mamba2", "mamba"])
 def test_a_batch_gives_each_row_its_own_logits(bundle: Bundle, family: str) -> None:
     folder = bundle(family)
     tokens = np.concatenate([sample_tokens(folder, seed=seed) for seed in (0, 1)])

@@ -1,0 +1,153 @@
+"""Attention over a key-value cache, as com.microsoft::GroupQueryAttention with rotation inside.
+
+Letters: B batch, T tokens, P tokens in the cache, H hidden size, Q query heads, G key heads, D size of a head,
+R rotated columns of a head, L longest context.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnxscript import OpBuilder, nn
+
+from edgeslim.errors import ExportError
+from edgeslim.exporters.ssm.parts import Linear, RMSNorm
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What the operator wants to know of the tokens: the last key's index of each sequence [B], all keys' number []."""
+
+    last: ir.Value
+    total: ir.Value
+
+
+class Rotary(nn.Module):
+    """Tables of cosines and sines [L, R/2], read by every attention layer."""
+
+    def __init__(self, config: Any, *, head_size: int) -> None:
+        super().__init__()
+        cos, sin = rotary_tables(config, head_size)
+        self.cos_cache = nn.Parameter(cos.shape, data=ir.tensor(cos))
+        self.sin_cache = nn.Parameter(sin.shape, data=ir.tensor(sin))
+
+    def forward(self, op: OpBuilder) -> tuple[ir.Value, ir.Value]:
+        return self.cos_cache, self.sin_cache
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; `rotary` None: without positions. `norm_eps` norms each head of queries and keys."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        heads: int,
+        key_heads: int,
+        head_size: int,
+        bias: bool = False,
+        scale: float | None = None,
+        output_name: str = "o_proj",
+        norm_eps: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.heads, self.key_heads, self.head_size = heads, key_heads, head_size
+        self.scale = 1 / math.sqrt(head_size) if scale is None else scale
+        self.q_proj = Linear(inputs, heads * head_size, bias=bias)
+        self.k_proj = Linear(inputs, key_heads * head_size, bias=bias)
+        self.v_proj = Linear(inputs, key_heads * head_size, bias=bias)
+        self.output_name = output_name
+        setattr(self, output_name, Linear(heads * head_size, outputs, bias=bias))
+        self.q_layernorm = RMSNorm(head_size, norm_eps) if norm_eps is not None else None
+        self.k_layernorm = RMSNorm(head_size, norm_eps) if norm_eps is not None else None
+        self.states: dict[str, tuple[int | None, ...]] = {
+            "key": (key_heads, None, head_size),
+            "value": (key_heads, None, head_size),
+        }
+
+    def forward(
+        self,
+        op: OpBuilder,
+        x: ir.Value,
+        past: Mapping[str, ir.Value],
+        lengths: Lengths,
+        rotary: tuple[ir.Value, ir.Value] | None,
+    ) -> tuple[ir.Value, dict[str, ir.Value]]:
+        if self.q_layernorm is None or self.k_layernorm is None:
+            parts = [self.project(op, x), None, None]
+        else:
+            parts = [
+                self._normed(op, self.q_proj(op, x), self.q_layernorm),
+                self._normed(op, self.k_proj(op, x), self.k_layernorm),
+                self.v_proj(op, x),
+            ]
+        y, key, value = op.GroupQueryAttention(
+            *parts,
+            past["key"],
+            past["value"],
+            lengths.last,
+            lengths.total,
+            *(rotary or ()),
+            num_heads=self.heads,
+            kv_num_heads=self.key_heads,
+            scale=self.scale,
+            do_rotary=int(rotary is not None),
+            _domain="com.microsoft",
+            _outputs=3,
+        )
+        return getattr(self, self.output_name)(op, y), {"key": key, "value": value}
+
+    def project(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """Queries, keys and values [B, T, (Q + 2 G) D] of one product with all three matrices."""
+        layers = [self.q_proj, self.k_proj, self.v_proj]
+        for layer in layers:
+            for parameter in layer.parameters():
+                register(op, parameter, layer)
+        weight = op.Concat(*(op.Transpose(layer.weight, perm=[1, 0]) for layer in layers), axis=1)
+        qkv = op.MatMul(x, weight)
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        return op.Add(qkv, op.Concat(*biases, axis=0)) if biases else qkv
+
+    def _normed(self, op: OpBuilder, x: ir.Value, norm: RMSNorm) -> ir.Value:
+        return op.Reshape(norm(op, op.Reshape(x, [0, 0, -1, self.head_size])), [0, 0, -1])
+
+
+def register(op: OpBuilder, parameter: nn.Parameter, owner: nn.Module) -> None:
+    """Make `parameter` of the layer `owner` an initializer under its full name, without running the layer."""
+    op.builder.push_module(owner.name or "", type(owner).__qualname__)
+    try:
+        parameter._realize(op.builder)
+    finally:
+        op.builder.pop_module()
+
+
+def lengths_of(op: OpBuilder, mask: ir.Value) -> Lengths:
+    """What GroupQueryAttention needs of attention_mask [B, P + T]."""
+    last = op.Cast(op.Sub(op.ReduceSum(mask, [1], keepdims=0), op.Constant(value_int=1)), to=ir.DataType.INT32)
+    return Lengths(last=last, total=op.Cast(op.Gather(op.Shape(mask), 1), to=ir.DataType.INT32))
+
+
+def rotary_tables(config: Any, head_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return cosines and sines [L, R/2] as transformers computes them for `config`.
+
+    Raises: ExportError for frequencies that change with the length of the text.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = config.rope_parameters
+    kind = parameters.get("rope_type", "default")
+    if kind in ("dynamic", "longrope"):
+        raise ExportError(f"rope type {kind!r} changes with the length of the text and cannot be exported")
+    if kind == "default":
+        rotated = int(head_size * parameters.get("partial_rotary_factor", 1.0))
+        exponents = torch.arange(0, rotated, 2, dtype=torch.int64).float() / rotated
+        frequencies, factor = 1.0 / parameters["rope_theta"] ** exponents, 1.0
+    else:
+        frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config)
+    angles = torch.arange(config.max_position_embeddings).float()[:, None] * frequencies.float()
+    return (angles.cos() * factor).numpy(), (angles.sin() * factor).numpy()
