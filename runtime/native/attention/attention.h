@@ -24,6 +24,14 @@ struct Attention {
   float* scores = nullptr;
 };
 
+// The angles of one position, cosine and sine [rotary / 2], for the first `rotary` entries of a head; the rest stays.
+struct Rotation {
+  const float* cosine = nullptr;
+  const float* sine = nullptr;
+  int64_t head_size = 0, rotary = 0;
+  bool interleaved = false;
+};
+
 constexpr int64_t kQueryRows = 8;
 
 }  // namespace edgeslim

@@ -2,11 +2,42 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include "attention/attention.h"
 #include "packed_linear/generic.h"
 
 namespace edgeslim {
+
+static inline void rotate_pairs(const Rotation& turn, const float* x, float* out) {
+  for (int64_t i = 0; 2 * i < turn.rotary; ++i) {
+    out[2 * i] = x[2 * i] * turn.cosine[i] - x[2 * i + 1] * turn.sine[i];
+    out[2 * i + 1] = x[2 * i + 1] * turn.cosine[i] + x[2 * i] * turn.sine[i];
+  }
+}
+
+template <class V>
+static inline void rotate_halves(const Rotation& turn, const float* x, float* out) {
+  const int64_t half = turn.rotary / 2;
+  by_sixteen(half, [&](int64_t i, auto count) {
+    const V low = V::load_some(x + i, count), high = V::load_some(x + half + i, count);
+    const V cosine = V::load_some(turn.cosine + i, count), sine = V::load_some(turn.sine + i, count);
+    V::sub(V::mul(low, cosine), V::mul(high, sine)).store_some(out + i, count);
+    V::add(V::mul(high, cosine), V::mul(low, sine)).store_some(out + half + i, count);
+  });
+}
+
+// out [count, head_size] = `count` heads x turned by the angles of their position.
+template <class V>
+static void rotate(const Rotation& turn, const float* x, int64_t count, float* out) {
+  for (int64_t head = 0; head < count; ++head, x += turn.head_size, out += turn.head_size) {
+    if (turn.interleaved)
+      rotate_pairs(turn, x, out);
+    else
+      rotate_halves<V>(turn, x, out);
+    std::memcpy(out + turn.rotary, x + turn.rotary, sizeof(float) * std::size_t(turn.head_size - turn.rotary));
+  }
+}
 
 // scores[row][key] for up to kQueryRows rows, keys [first, last) rounded out to blocks of 16.
 template <class V, int ROWS>

@@ -349,8 +349,8 @@ bool available() { return cpu().avx2; }
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", available, prologue<Ymm>, quantize<Ymm>, few, many, floats<Avx2>, attend<Ymm>,
-                       convolve<Ymm>, scan<Ymm>};
+const Kernels kAvx2 = {"avx2", available, prologue<Ymm>, quantize<Ymm>, few, many, floats<Avx2>,
+                       rotate<Ymm>, attend<Ymm>, convolve<Ymm>, scan<Ymm>};
 
 }  // namespace edgeslim
 

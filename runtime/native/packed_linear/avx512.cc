@@ -265,8 +265,8 @@ bool available() { return cpu().avx512; }
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512-vnni", available, prologue<Zmm>, quantize<Zmm>, few, many, floats<Avx512>, attend<Zmm>,
-                         convolve<Zmm>, scan<Zmm>};
+const Kernels kAvx512 = {"avx512-vnni", available, prologue<Zmm>, quantize<Zmm>, few, many, floats<Avx512>,
+                         rotate<Zmm>, attend<Zmm>, convolve<Zmm>, scan<Zmm>};
 
 }  // namespace edgeslim
 

@@ -60,6 +60,8 @@ struct Kernels {
   void (*many)(const Packed&, const Quantized&, const Output&, int64_t first, int64_t last, uint8_t* scratch);
   // The same with float32 activations; `scratch` holds 16 * kFloatChunk floats and 16 floats a token.
   void (*floats)(const Packed&, const Floats&, const Output&, int64_t first, int64_t last, float* scratch);
+  // Heads [count, head_size] of one position.
+  void (*rotate)(const Rotation&, const float* x, int64_t count, float* out);
   // Query rows [first, last) of one head.
   void (*attend)(const Attention&, int64_t first, int64_t last);
   // Channels [first, last) of one sequence; tokens of one head.

@@ -339,7 +339,7 @@ bool available() { return cpu().neon_dot; }
 }  // namespace
 
 const Kernels kNeon = {"neon-dot", available, prologue<Neon16>, quantize<Neon16>, few, many, floats<Neon>,
-                       attend<Neon16>, convolve<Neon16>, scan<Neon16>};
+                       rotate<Neon16>, attend<Neon16>, convolve<Neon16>, scan<Neon16>};
 
 }  // namespace edgeslim
 

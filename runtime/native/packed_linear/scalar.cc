@@ -114,6 +114,6 @@ bool always() { return true; }
 }  // namespace
 
 const Kernels kScalar = {"scalar", always, prologue<Sixteen>, quantize<Sixteen>, few, many, floats<Scalar>,
-                         attend<Sixteen>, convolve<Sixteen>, scan<Sixteen>};
+                         rotate<Sixteen>, attend<Sixteen>, convolve<Sixteen>, scan<Sixteen>};
 
 }  // namespace edgeslim
