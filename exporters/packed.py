@@ -26,11 +26,12 @@ Layout = Literal["dense", "bitmap", "nm"]
 Array = npt.NDArray[Any]
 
 TILE, STEP, POSITIONS, SLACK = 16, 4, 64, 64
-INTEGER_BITS, FLOAT_BITS = (4, 8), (16, 32)
+INTEGER_BITS, FLOAT_BITS = (3, 4, 8), (16, 32)
 NM_PATTERNS = ((1, 2), (1, 4), (2, 4), (3, 4))
 """Patterns n:m of layout nm: those whose every step stores the same number of weights."""
 
-_VALUE_TYPES = {4: "u1", 8: "u1", 16: "<f2", 32: "<f4"}
+_VALUE_TYPES = {3: "u1", 4: "u1", 8: "u1", 16: "<f2", 32: "<f4"}
+_UNUSED = {3: 3.5 / 8, 4: 0.25}  # bytes that a step of any number of values leaves unused, on average
 _TILES_AT_ONCE = 64  # bounds temporary copies to a few MB for any matrix
 
 
@@ -160,8 +161,8 @@ def packed_bytes(n: int, k: int, form: Form, density: float) -> int:
     if form.layout == "dense":
         return positions * form.bits // 8 + scales
     kept = form.pattern[0] / form.pattern[1] if form.pattern else density
-    rounding = tiles * steps // 4 if form.bits == 4 and not form.pattern else 0  # half a nibble a step
-    return math.ceil(positions * (kept * form.bits + 1) / 8) + rounding + scales
+    unused = 0 if form.pattern else tiles * steps * _UNUSED.get(form.bits, 0)
+    return math.ceil(positions * (kept * form.bits + 1) / 8 + unused) + scales
 
 
 def pattern_of(weight: Array) -> tuple[int, int] | None:
@@ -176,7 +177,7 @@ def pattern_of(weight: Array) -> tuple[int, int] | None:
 def check_form(form: Form) -> None:
     """Raise ValueError unless the form is one that the operators know."""
     if form.bits not in (*INTEGER_BITS, *FLOAT_BITS):
-        raise ValueError(f"bits must be 4, 8, 16 or 32, got {form.bits}")
+        raise ValueError(f"bits must be 3, 4, 8, 16 or 32, got {form.bits}")
     if form.group % STEP or form.group < 0 or (form.group and not form.is_integer):
         raise ValueError(f"group must be 0 or a positive multiple of 4, and 0 for float values, got {form.group}")
     if (form.layout == "nm") != (form.pattern in NM_PATTERNS):
@@ -252,24 +253,36 @@ def _payload(entries: Array, kept: Array, form: Form) -> tuple[U8, npt.NDArray[n
     elif form.bits == 8:
         stored = (entries[kept].astype(np.int16) + 128).astype(np.uint8)
     else:
-        stored = _nibbles((entries[kept] + 8).astype(np.uint8), counts)
+        stored = _fields((entries[kept] + (1 << (form.bits - 1))).astype(np.uint8), counts.reshape(-1), form.bits)
     return stored, (-(-counts * form.bits // 8)).sum(axis=1).astype(np.int64)
 
 
-def _nibble_places(counts: Array) -> Array:
-    """Return where each stored nibble stands, counted in nibbles, for steps of `counts` that begin on whole bytes."""
-    flat = counts.reshape(-1)
-    padded = flat + flat % 2
-    starts = np.cumsum(padded) - padded
-    firsts = np.cumsum(flat) - flat
-    places: Array = np.arange(flat.sum()) + np.repeat(starts - firsts, flat)
-    return places
+def _fields(codes: U8, counts: Array, bits: int) -> U8:
+    """Return the bytes of `codes` of 3 or 4 bits, of which each step has `counts` [steps]: eight codes in `bits` bytes,
+    the first in the lowest bits, each step from a whole byte on."""
+    slots = np.zeros((len(counts), POSITIONS), np.uint8)
+    slots[np.arange(POSITIONS) < counts[:, None]] = codes
+    eights = slots.reshape(-1, 8).astype(np.uint32) << (bits * np.arange(8, dtype=np.uint32))
+    words = np.bitwise_or.reduce(eights, axis=1).astype("<u4")
+    padded = words.view(np.uint8).reshape(-1, 4)[:, :bits].reshape(len(counts), -1)
+    return np.ascontiguousarray(padded[_used_bytes(counts, bits)])
 
 
-def _nibbles(codes: U8, counts: Array) -> U8:
-    spread = np.zeros(int((counts + counts % 2).sum()), np.uint8)
-    spread[_nibble_places(counts)] = codes
-    return np.asarray(spread[0::2] | (spread[1::2] << 4), np.uint8)
+def _codes_of_fields(values: U8, counts: Array, bits: int) -> U8:
+    """Return what `_fields` was given; `values` may go on after it."""
+    used = _used_bytes(counts, bits)
+    padded = np.zeros(used.shape, np.uint8)
+    padded[used] = values[: np.count_nonzero(used)]
+    words = np.zeros((padded.size // bits, 4), np.uint8)
+    words[:, :bits] = padded.reshape(-1, bits)
+    slots = (words.view("<u4") >> (bits * np.arange(8, dtype=np.uint32))).reshape(len(counts), POSITIONS)
+    return np.asarray(slots[np.arange(POSITIONS) < counts[:, None]] & ((1 << bits) - 1), np.uint8)
+
+
+def _used_bytes(counts: Array, bits: int) -> Array:
+    """Return which of a step's `POSITIONS * bits / 8` bytes are stored: [steps, bytes]."""
+    used: Array = np.arange(POSITIONS * bits // 8) < -(-counts[:, None] * bits // 8)
+    return used
 
 
 def _tiled_scales(scales: Array, tiles: int) -> Array:
@@ -288,10 +301,9 @@ def _mask_bits(packed: Packed, tiles: int, steps: int) -> Array:
 def _stored_values(packed: Packed, keep: Array) -> Array:
     """Return the stored values in order, as float32 (integers without their scale)."""
     values, bits, count = packed.values, packed.form.bits, int(keep.sum())
-    if bits != 4:
+    if bits >= 8:
         return values[:count].astype(np.float32) - (128 if bits == 8 else 0)
-    nibbles = np.stack([values & 15, values >> 4], axis=-1).reshape(-1)
-    return nibbles[_nibble_places(keep.sum(axis=-1))].astype(np.float32) - 8
+    return _codes_of_fields(values, keep.sum(axis=-1).reshape(-1), bits).astype(np.float32) - (1 << (bits - 1))
 
 
 def _row_count() -> int:
