@@ -30,8 +30,8 @@ std::vector<Matrix> corpus(uint64_t seed) {
   Random random(seed);
   std::vector<Matrix> all;
   for (int i = 0; i < 512; ++i) {
-    static constexpr int32_t kBits[] = {4, 8, 16, 32}, kGroups[] = {0, 4, 8, 32}, kPatterns[][2] = {{1, 2}, {1, 4}, {2, 4}, {3, 4}};
-    Form form{int32_t(random.below(3)), kBits[random.below(4)]};
+    static constexpr int32_t kBits[] = {3, 4, 8, 16, 32}, kGroups[] = {0, 4, 8, 32}, kPatterns[][2] = {{1, 2}, {1, 4}, {2, 4}, {3, 4}};
+    Form form{int32_t(random.below(3)), kBits[random.below(5)]};
     if (form.is_integer()) form.group = kGroups[random.below(4)];
     form.half_scales = form.is_integer() && random.below(2);
     const auto& pattern = kPatterns[random.below(4)];

@@ -25,7 +25,7 @@ inline Fault read_packed(const Runtime& runtime, const KernelInfo* info, std::si
   if (wrong) return wrong;
   const ElementType expected = w->bits == 32 ? kFloat : w->bits == 16 ? kFloat16 : kUint8;
   if (!values || values.type != expected)
-    return fault("values must be a constant tensor: uint8 for 4 and 8 bits, float16 for 16, float for 32");
+    return fault("values must be a constant tensor: uint8 for 3, 4 and 8 bits, float16 for 16, float for 32");
   if (scales && scales.type != kFloat && scales.type != kFloat16) return fault("scales must be float or float16");
   if (masks && masks.type != kUint8) return fault("masks must be uint8");
   if (offsets && offsets.type != kInt64) return fault("offsets must be int64");

@@ -21,11 +21,6 @@ float stored_float(const Packed& w, const uint8_t* values, int64_t index) {
   return w.bits == 32 ? load_single(values + 4 * index) : load_half(values + 2 * index);
 }
 
-int stored_integer(const Packed& w, const uint8_t* values, int64_t index) {
-  const int code = w.bits == 8 ? values[index] : (values[index / 2] >> (4 * (index % 2))) & 15;
-  return code - w.zero_code();
-}
-
 float scale_of(const Packed& w, int64_t row, int64_t group) {
   const int64_t at = ((row / kTileRows) * w.groups + group) * kTileRows + row % kTileRows;
   const auto* scales = static_cast<const uint8_t*>(w.scales);
@@ -44,7 +39,7 @@ void unpack_row(const Packed& w, int64_t row, float* out) {
       float value = 0;
       if ((mask >> p) & 1) {
         const int64_t index = count_ones(mask & ((uint64_t{1} << p) - 1));
-        value = w.is_integer() ? float(stored_integer(w, values, index)) * scale_of(w, row, step / w.group_steps())
+        value = w.is_integer() ? float(stored_code(values, index, w.bits) - w.zero_code()) * scale_of(w, row, step / w.group_steps())
                                : stored_float(w, values, index);
       }
       out[step * kStepInputs + j] = value;

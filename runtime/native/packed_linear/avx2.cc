@@ -1,7 +1,7 @@
 // AVX2 with FMA and F16C: no expansion of bytes, so they are looked up by tables; no products of four bytes, so pairs
 // are multiplied and summed in 16 bits, in ways that never saturate:
-//   bits 8   |q| (at most 128) times a (at most 127) with the sign of q: a pair stays below 32767
-//   bits 4   codes (at most 15) times a: eight pairs stay below 32767, and are widened together
+//   bits 8     |q| (at most 128) times a (at most 127) with the sign of q: a pair stays below 32767
+//   bits 3, 4  codes (at most 15) times a: eight pairs stay below 32767, and are widened together
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
 #include <immintrin.h>
@@ -140,7 +140,31 @@ static inline __m256i nibbles(const uint8_t* packed) {
   return _mm256_and_si256(_mm256_or_si256(pairs, _mm256_slli_epi16(pairs, 4)), _mm256_set1_epi8(15));
 }
 
-// The columns of a tile in order. Bits 8: q, zero where nothing is stored. Bits 4: codes, 8 where nothing is stored.
+// Two codes of 3 bits lie in 6: for each pair of 32 codes the two bytes with its bits, and what moves those up to bit 6.
+struct Threes {
+  alignas(32) uint8_t from[32];
+  alignas(32) uint16_t times[16];
+
+  constexpr Threes() : from(), times() {
+    for (int pair = 0; pair < 16; ++pair) {
+      from[2 * pair] = uint8_t(6 * pair / 8);
+      from[2 * pair + 1] = uint8_t(6 * pair / 8 + 1);
+      times[pair] = uint16_t(1 << (6 - 6 * pair % 8));
+    }
+  }
+};
+static constexpr Threes kThrees;
+
+// 12 bytes to their 32 codes of 3 bits; reads 16.
+static inline __m256i threes(const uint8_t* packed) {
+  const __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes16(packed)));
+  const __m256i words = _mm256_shuffle_epi8(bytes, _mm256_load_si256(bytes32(kThrees.from)));
+  const __m256i pairs = _mm256_mullo_epi16(words, _mm256_load_si256(bytes32(kThrees.times)));
+  return _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(pairs, 6), _mm256_set1_epi16(7)),
+                         _mm256_and_si256(_mm256_srli_epi16(pairs, 1), _mm256_set1_epi16(0x700)));
+}
+
+// The columns of a tile in order. Bits 8: q, zero where nothing is stored. Fewer: codes, that of zero where nothing is.
 template <int BITS, Layout LAYOUT>
 struct Reader;
 
@@ -198,6 +222,43 @@ struct Reader<4, LAYOUT> {
     ahead.pass(int(at - begin));
     masks += 8;
     const __m256i flip = _mm256_set1_epi8(8);
+    return {_mm256_xor_si256(column.lo, flip), _mm256_xor_si256(column.hi, flip)};
+  }
+};
+
+template <>
+struct Reader<3, Layout::dense> {
+  const uint8_t* values;
+
+  Reader(const Packed& w, int64_t tile) : values(w.values + tile_start(w, tile)) {}
+
+  Column next() {
+    values += 24;
+    return {threes(values - 24), threes(values - 12)};
+  }
+};
+
+struct ThreeBits {
+  static void spread_threes(const uint8_t* packed, uint8_t* codes) {  // xor 4, so that zero stands for nothing
+    const __m256i flip = _mm256_set1_epi8(4);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), _mm256_xor_si256(threes(packed), flip));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + 32), _mm256_xor_si256(threes(packed + 12), flip));
+  }
+};
+
+template <Layout LAYOUT>
+struct Reader<3, LAYOUT> {
+  const uint8_t* masks;
+  ThreesAhead<ThreeBits> ahead;
+
+  Reader(const Packed& w, int64_t tile)
+      : masks(tile_masks(w, tile)), ahead(w.values + tile_start(w, tile), masks, w.steps) {}
+
+  Column next() {
+    const uint8_t* at = ahead.next();
+    const Column column = expand64(at, masks, _mm_setzero_si128());
+    masks += 8;
+    const __m256i flip = _mm256_set1_epi8(4);
     return {_mm256_xor_si256(column.lo, flip), _mm256_xor_si256(column.hi, flip)};
   }
 };
@@ -264,7 +325,7 @@ static void product(const Packed& w, Columns columns, int64_t tile, const Quanti
   for (int64_t group = 0, step = 0; group < w.groups; ++group) {
     __m256i sum[TOKENS][2];
     for (int t = 0; t < TOKENS; ++t) {
-      const int32_t zero = BITS == 8 ? 0 : -8 * x.sums[(token + t) * w.groups + group];
+      const int32_t zero = BITS == 8 ? 0 : -(1 << (BITS - 1)) * x.sums[(token + t) * w.groups + group];
       sum[t][0] = sum[t][1] = _mm256_set1_epi32(zero);
     }
     const int64_t steps = w.steps - step < w.group_steps() ? w.steps - step : w.group_steps();
@@ -317,6 +378,10 @@ struct Avx2 {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(taken), nibbles(values));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(taken + 32), nibbles(values + 16));
       from = taken;
+    } else if (w.bits == 3) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(taken), threes(values));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(taken + 32), threes(values + 12));
+      from = taken;
     }
     const char zero = char(w.zero_code());
     const Column column = expand64(from, masks, _mm_set1_epi8(zero));
@@ -337,12 +402,14 @@ struct Avx2 {
 
 void few(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
   if (w.bits == 8) EDGESLIM_BY_LAYOUT(few_of, 8, w, x, out, first, last)
-  EDGESLIM_BY_LAYOUT(few_of, 4, w, x, out, first, last)
+  if (w.bits == 4) EDGESLIM_BY_LAYOUT(few_of, 4, w, x, out, first, last)
+  EDGESLIM_BY_LAYOUT(few_of, 3, w, x, out, first, last)
 }
 
 void many(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last, uint8_t* scratch) {
   if (w.bits == 8) EDGESLIM_BY_LAYOUT(many_of, 8, w, x, out, first, last, scratch)
-  EDGESLIM_BY_LAYOUT(many_of, 4, w, x, out, first, last, scratch)
+  if (w.bits == 4) EDGESLIM_BY_LAYOUT(many_of, 4, w, x, out, first, last, scratch)
+  EDGESLIM_BY_LAYOUT(many_of, 3, w, x, out, first, last, scratch)
 }
 
 bool available() { return cpu().avx2; }

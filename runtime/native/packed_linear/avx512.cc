@@ -65,6 +65,19 @@ static inline float sum_of_lanes(Zmm a) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
+// 64 codes of 3 bits lie in 24 bytes: three of them to each word of 64 bits, then from bit 3 i eight bits to byte i.
+struct Threes {
+  alignas(64) uint8_t from[64], shift[64];
+
+  constexpr Threes() : from(), shift() {
+    for (int i = 0; i < 64; ++i) {
+      from[i] = uint8_t(i / 8 * 3 + i % 8 % 3);
+      shift[i] = uint8_t(i % 8 * 3);
+    }
+  }
+};
+static constexpr Threes kThrees;
+
 // 64 stored codes, one a byte. The load must stay apart from the expansion: with a memory operand vpexpandb is
 // microcoded on AMD processors, which costs a product two thirds of its speed.
 template <int BITS>
@@ -72,6 +85,11 @@ static inline __m512i load_codes(const uint8_t* values) {
   __m512i codes;
   if (BITS == 8) {
     codes = _mm512_loadu_si512(values);
+  } else if (BITS == 3) {
+    const __m512i packed = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));
+    const __m512i words = _mm512_permutexvar_epi8(_mm512_load_si512(kThrees.from), packed);
+    const __m512i spread = _mm512_multishift_epi64_epi8(_mm512_load_si512(kThrees.shift), words);
+    codes = _mm512_and_si512(spread, _mm512_set1_epi8(7));
   } else {
     const __m512i pairs = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));
     const __m512i spread = _mm512_slli_epi16(pairs, 4);
@@ -115,7 +133,7 @@ struct Reader {
     }
     const uint64_t mask = load_mask(masks, 0);
     masks += 8;
-    values += LAYOUT == Layout::nm ? step_bytes : BITS == 8 ? count_ones(mask) : (count_ones(mask) + 1) / 2;
+    values += LAYOUT == Layout::nm ? step_bytes : bytes_of(count_ones(mask), BITS);
     return _mm512_mask_expand_epi8(zero, __mmask64(mask), codes);
   }
 };
@@ -236,7 +254,9 @@ struct Avx512 {
   using Vector = Zmm;
 
   static const uint8_t* expand_step(const Packed& w, const uint8_t* values, uint64_t mask, uint8_t* codes) {
-    const __m512i stored = w.bits == 8 ? load_codes<8>(values) : load_codes<4>(values);
+    const __m512i stored = w.bits == 8   ? load_codes<8>(values)
+                           : w.bits == 4 ? load_codes<4>(values)
+                                         : load_codes<3>(values);
     const __m512i zero = _mm512_set1_epi8(char(w.zero_code()));
     _mm512_storeu_si512(codes, _mm512_mask_expand_epi8(zero, __mmask64(mask), stored));
     return values + bytes_of(count_ones(mask), w.bits);
@@ -253,12 +273,14 @@ struct Avx512 {
 
 void few(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
   if (w.bits == 8) EDGESLIM_BY_LAYOUT(few_of, 8, w, x, out, first, last)
-  EDGESLIM_BY_LAYOUT(few_of, 4, w, x, out, first, last)
+  if (w.bits == 4) EDGESLIM_BY_LAYOUT(few_of, 4, w, x, out, first, last)
+  EDGESLIM_BY_LAYOUT(few_of, 3, w, x, out, first, last)
 }
 
 void many(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last, uint8_t* scratch) {
   if (w.bits == 8) EDGESLIM_BY_LAYOUT(many_of, 8, w, x, out, first, last, scratch)
-  EDGESLIM_BY_LAYOUT(many_of, 4, w, x, out, first, last, scratch)
+  if (w.bits == 4) EDGESLIM_BY_LAYOUT(many_of, 4, w, x, out, first, last, scratch)
+  EDGESLIM_BY_LAYOUT(many_of, 3, w, x, out, first, last, scratch)
 }
 
 bool available() { return cpu().avx512; }

@@ -14,8 +14,8 @@ using Long = long long;
 Fault check_numbers(const Packed& w) {
   if (w.n < 1 || w.n >= kMostOutputs || w.k < 1 || w.k >= kMostInputs)
     return fault("n must be in [1, 2^31) and k in [1, 2^24), got %lld and %lld", Long(w.n), Long(w.k));
-  if (w.bits != 4 && w.bits != 8 && w.bits != 16 && w.bits != 32)
-    return fault("bits must be 4, 8, 16 or 32, got %lld", Long(w.bits));
+  if (w.bits != 3 && w.bits != 4 && w.bits != 8 && w.bits != 16 && w.bits != 32)
+    return fault("bits must be 3, 4, 8, 16 or 32, got %lld", Long(w.bits));
   if (w.is_integer() && w.k > kLongestSum)
     return fault("k must be at most %lld for integer values, got %lld", Long(kLongestSum), Long(w.k));
   if (w.group < 0 || w.group % kStepInputs || w.group >= kMostInputs || (w.group && !w.is_integer()))

@@ -3,14 +3,16 @@
 // A matrix W [n outputs, k inputs] is cut into TILES of 16 outputs, a tile into STEPS of 4 inputs: 64 positions a step.
 // tiles = ceil(n / 16), steps = ceil(k / 4). Outputs and inputs beyond n and k are padding and stand for zero.
 //
-// Position p of a step is  output 4-row-major  p = 4 * (output % 16) + input % 4   for integer values (bits 4, 8),
+// Position p of a step is  output 4-row-major  p = 4 * (output % 16) + input % 4   for integer values (bits 3, 4, 8),
 //                          input-major         p = 16 * (input % 4) + output % 16  for float values (bits 16, 32).
 // The first is what four-way integer dot products eat; the second gives a vector of 16 outputs for each input.
 //
 // values   bytes of the stored positions of a step in ascending p, each step starting on a whole byte, tile after tile,
 //          followed by at least 64 bytes of padding that kernels may read.
-//          bits 8: q + 128; bits 4: q + 8, two a byte, the lower nibble first; bits 16, 32: IEEE half or single,
-//          little-endian. Other widths are reserved. As tensors: uint8, uint8, float16, float.
+//          bits 8: q + 128; bits 4: q + 8, two a byte, the lower nibble first; bits 3: q + 4 in [0, 7], value i of a
+//          step in bits 3 i … 3 i + 2 of its bytes, counted from the lowest bit of the first: eight in three bytes;
+//          bits 16, 32: IEEE half or single, little-endian. Other widths are reserved.
+//          As tensors: uint8 for integers, float16, float.
 // masks    64 bits a step, little-endian: bit p says that position p is stored. Layouts bitmap and nm.
 // offsets  int64 [tiles + 1]: where each tile's values begin, in bytes; the last one is their end. Layout bitmap.
 // scales   float or half [tiles, groups, 16]; groups = 1 where group is 0, else ceil(k / group), group a multiple of 4.
@@ -70,6 +72,14 @@ Fault check(Packed& packed, const PackedSizes& sizes);
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 static inline int64_t bytes_of(int64_t count, int64_t bits) { return (count * bits + 7) / 8; }
+
+// Code `index` of those of 3, 4 or 8 bits that begin at `values`; may read the byte after it.
+static inline uint8_t stored_code(const uint8_t* values, int64_t index, int64_t bits) {
+  if (bits == 8) return values[index];
+  const int64_t at = index * bits;
+  const uint32_t word = values[at / 8] | uint32_t{values[at / 8 + 1]} << 8;
+  return uint8_t((word >> (at % 8)) & ((1u << bits) - 1));
+}
 
 static inline int count_ones(uint64_t mask) { return __builtin_popcountll(mask); }
 

@@ -171,6 +171,35 @@ static inline void store_nibbles(const uint8_t* packed, uint8x16_t zero, uint8_t
   vst1q_u8(to + 16, vsubq_u8(codes.val[1], zero));
 }
 
+// Two codes of 3 bits lie in 6: for each pair of 16 codes the two bytes with its bits, and what moves those down to bit 0.
+struct Threes {
+  alignas(16) uint8_t from[16];
+  alignas(16) int16_t shift[8];
+
+  constexpr Threes() : from(), shift() {
+    for (int pair = 0; pair < 8; ++pair) {
+      from[2 * pair] = uint8_t(6 * pair / 8);
+      from[2 * pair + 1] = uint8_t(6 * pair / 8 + 1);
+      shift[pair] = int16_t(-(6 * pair % 8));
+    }
+  }
+};
+static constexpr Threes kThrees;
+
+// 24 bytes to their 64 codes of 3 bits, less `zero`; reads 34.
+static inline Column threes(const uint8_t* packed, uint8_t zero) {
+  const uint8x16_t from = vld1q_u8(kThrees.from);
+  const int16x8_t shift = vld1q_s16(kThrees.shift);
+  Column codes;
+  for (int i = 0; i < 4; ++i) {
+    const uint8x16_t words = vqtbl1q_u8(vld1q_u8(packed + 6 * i), from);
+    const uint16x8_t pairs = vshlq_u16(vreinterpretq_u16_u8(words), shift);
+    const uint8x16_t apart = vreinterpretq_u8_u16(vsliq_n_u16(pairs, pairs, 5));  // the second code to bit 8
+    codes.part[i] = vsubq_u8(vandq_u8(apart, vdupq_n_u8(7)), vdupq_n_u8(zero));
+  }
+  return codes;
+}
+
 // The columns of a tile in order: q, zero where nothing is stored.
 template <int BITS, Layout LAYOUT>
 struct Reader;
@@ -227,6 +256,37 @@ struct Reader<4, LAYOUT> {
     ahead.pass(int(at - begin));
     masks += 8;
     return column;
+  }
+};
+
+template <>
+struct Reader<3, Layout::dense> {
+  const uint8_t* values;
+
+  Reader(const Packed& w, int64_t tile) : values(w.values + tile_start(w, tile)) {}
+
+  Column next() {
+    values += 24;
+    return threes(values - 24, 4);
+  }
+};
+
+struct ThreeBits {
+  static void spread_threes(const uint8_t* packed, uint8_t* q) { threes(packed, 4).store(q); }
+};
+
+template <Layout LAYOUT>
+struct Reader<3, LAYOUT> {
+  const uint8_t* masks;
+  ThreesAhead<ThreeBits> ahead;
+
+  Reader(const Packed& w, int64_t tile)
+      : masks(tile_masks(w, tile)), ahead(w.values + tile_start(w, tile), masks, w.steps) {}
+
+  Column next() {
+    const uint8_t* at = ahead.next();
+    masks += 8;
+    return expand64(at, masks - 8, 0);
   }
 };
 
@@ -310,6 +370,9 @@ struct Neon {
       store_nibbles(values, vdupq_n_u8(0), taken);
       store_nibbles(values + 16, vdupq_n_u8(0), taken + 32);
       from = taken;
+    } else if (w.bits == 3) {
+      threes(values, 0).store(taken);
+      from = taken;
     }
     expand64(from, masks, zero).flipped(zero).store(codes);
     return values + bytes_of(count_ones(mask), w.bits);
@@ -326,12 +389,14 @@ struct Neon {
 
 void few(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
   if (w.bits == 8) EDGESLIM_BY_LAYOUT(few_of, 8, w, x, out, first, last)
-  EDGESLIM_BY_LAYOUT(few_of, 4, w, x, out, first, last)
+  if (w.bits == 4) EDGESLIM_BY_LAYOUT(few_of, 4, w, x, out, first, last)
+  EDGESLIM_BY_LAYOUT(few_of, 3, w, x, out, first, last)
 }
 
 void many(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last, uint8_t* scratch) {
   if (w.bits == 8) EDGESLIM_BY_LAYOUT(many_of, 8, w, x, out, first, last, scratch)
-  EDGESLIM_BY_LAYOUT(many_of, 4, w, x, out, first, last, scratch)
+  if (w.bits == 4) EDGESLIM_BY_LAYOUT(many_of, 4, w, x, out, first, last, scratch)
+  EDGESLIM_BY_LAYOUT(many_of, 3, w, x, out, first, last, scratch)
 }
 
 bool available() { return cpu().neon_dot; }

@@ -76,8 +76,7 @@ struct Scalar {
     for (int p = 0; p < kStepPositions; ++p) {
       codes[p] = uint8_t(w.zero_code());
       if (!((mask >> p) & 1)) continue;
-      codes[p] = w.bits == 8 ? values[stored] : (values[stored / 2] >> (4 * (stored % 2))) & 15;
-      ++stored;
+      codes[p] = stored_code(values, stored++, w.bits);
     }
     return values + bytes_of(stored, w.bits);
   }

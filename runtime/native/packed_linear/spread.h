@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "packed_linear/layout.h"
+
 namespace edgeslim {
 
 // For each 8 bits of mask: which stored byte goes to each of its 8 positions. 0x80, and 0x80 plus a few, says none: byte
@@ -53,6 +55,39 @@ class NibblesAhead {
   const uint8_t* at_;
   uint8_t* full_;
   uint8_t codes_[64 + 2 * kAhead + 64];
+};
+
+// Steps of 3-bit codes, each taken apart to 64 bytes a few steps ahead of its use, for the same reason.
+// Isa::spread_threes turns 24 bytes into 64.
+template <class Isa>
+class ThreesAhead {
+ public:
+  ThreesAhead(const uint8_t* values, const uint8_t* masks, int64_t steps) : values_(values), masks_(masks), steps_(steps) {
+    while (taken_ < kAhead) take();
+  }
+
+  // The codes of the next step.
+  const uint8_t* next() {
+    take();
+    return slots_[used_++ % kSlots];
+  }
+
+ private:
+  static constexpr int64_t kAhead = 6, kSlots = 8;
+
+  void take() {
+    if (taken_ < steps_) {
+      Isa::spread_threes(values_, slots_[taken_ % kSlots]);
+      values_ += bytes_of(count_ones(load_mask(masks_, taken_)), 3);
+    }
+    ++taken_;
+  }
+
+  const uint8_t* values_;
+  const uint8_t* const masks_;
+  const int64_t steps_;
+  int64_t taken_ = 0, used_ = 0;
+  alignas(64) uint8_t slots_[kSlots][64 + 64];  // 64 more: expansion reads 16 bytes from wherever a code may be
 };
 
 }  // namespace edgeslim

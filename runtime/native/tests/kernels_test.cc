@@ -220,7 +220,7 @@ std::vector<Form> forms() {
   std::vector<Form> all;
   for (const Form& layout : {Form{0, 0}, Form{1, 0}, Form{2, 0, 0, 1, 2}, Form{2, 0, 0, 1, 4}, Form{2, 0, 0, 2, 4},
                              Form{2, 0, 0, 3, 4}})
-    for (int32_t bits : {4, 8, 16, 32})
+    for (int32_t bits : {3, 4, 8, 16, 32})
       for (int32_t group : {0, 4, 32, 64}) {
         if (bits > 8 && group) continue;
         Form form = layout;

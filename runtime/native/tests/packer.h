@@ -160,6 +160,7 @@ class Packer {
   void append_step(int64_t tile, int64_t step) {
     const uint64_t mask = draw_mask();
     append(&m_.masks, int64_t(mask), 8);
+    step_begin_ = m_.values.size();
     int stored = 0;
     for (int p = 0; p < 64; ++p) {
       if (!((mask >> p) & 1)) continue;
@@ -183,12 +184,18 @@ class Packer {
       return from_half(half);
     }
     const int half_range = 1 << (m_.form.bits - 1), code = draw_code(2 * half_range);
-    if (m_.form.bits == 8 || stored % 2 == 0)
-      m_.values.push_back(uint8_t(code));
-    else
-      m_.values.back() = uint8_t(m_.values.back() | (code << 4));
+    append_bits(stored * m_.form.bits, code);
     const int64_t group = m_.form.group ? std::min(column / m_.form.group, m_.groups - 1) : 0;
     return double(code - half_range) * scales_[std::size_t((tile * m_.groups + group) * 16 + output)];
+  }
+
+  // The bits of an integer value to their place among those of a step, counted from the lowest of its first byte.
+  void append_bits(int first, int code) {
+    for (int bit = first; bit < first + m_.form.bits; ++bit) {
+      const std::size_t byte = step_begin_ + std::size_t(bit / 8);
+      if (byte == m_.values.size()) m_.values.push_back(0);
+      m_.values[byte] = uint8_t(m_.values[byte] | (((code >> (bit - first)) & 1) << (bit % 8)));
+    }
   }
 
   int draw_code(int codes) {
@@ -200,6 +207,7 @@ class Packer {
   double density_;
   Codes codes_;
   int64_t lacking_ = 0;
+  std::size_t step_begin_ = 0;
   std::vector<float> scales_;
   Matrix m_;
 };
