@@ -25,7 +25,7 @@ SOLVERS = ("cholesky", "cg")
 TARGETS = ("pruned", "dense")
 SCOPES = ("row", "layer")
 WEIGHTS = ("auto", "fp32", "fp16", "int8", "int4")
-LOWERINGS = ("auto", "kernel", "dense")
+LOWERINGS = ("auto", "kernel", "gather", "dense")
 ENGINES = ("auto", "genai", "ort")
 RULES = ("edgeslim", "reference")
 

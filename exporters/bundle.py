@@ -93,7 +93,7 @@ def export_checkpoint(
             config_sha256=sha256(checkpoint_dir / "config.json"),
         ),
         weights=plan.weights,
-        lowering="kernel" if lowered.uses_kernels else "dense",
+        lowering=lowered.lowering,
         reason=plan.reason,
         weight_bytes=(bundle_dir / DATA).stat().st_size,
         layers=lowered.layers,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from edgeslim.errors import ExportError
 from edgeslim.exporters.functions import DOMAIN, form_name
 from edgeslim.exporters.layers import Linear, layer_bytes, measure_layers
 from edgeslim.exporters.packed_nodes import Matrix, is_linear, matrix_of
@@ -19,6 +20,7 @@ from edgeslim.exporters.passes.fuse_gate import FuseGate
 from edgeslim.exporters.passes.fuse_norm import FuseNorm
 from edgeslim.exporters.passes.fuse_state_space import FuseStateSpace
 from edgeslim.exporters.passes.fuse_sums import FuseSums
+from edgeslim.exporters.passes.gather_linears import GatherLinears, channels, find_patterns, stored_weights
 from edgeslim.exporters.passes.half_weights import HalfWeights
 from edgeslim.exporters.passes.join_linears import JoinLinears
 from edgeslim.exporters.passes.packed_linears import PackedLinears
@@ -26,6 +28,7 @@ from edgeslim.exporters.passes.quantize_linears import BLOCK, QuantizeLinears
 from edgeslim.exporters.passes.split_skip_norms import SplitSkipNorms
 from edgeslim.exporters.passes.store_packed import Choice, StoredMatrix, StorePacked
 from edgeslim.exporters.plan import Plan
+from edgeslim.exporters.row_blocks import BlockPattern
 from edgeslim.runtime.manifest import Layer
 
 Progress = Callable[[int, int], None]
@@ -33,10 +36,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Lowered:
-    """The linears of a lowered graph, and whether it uses operators of ours."""
+    """The linears of a lowered graph, and what it was lowered to: kernel only where it has operators of ours."""
 
     layers: tuple[Layer, ...]
-    uses_kernels: bool
+    lowering: str
+
+    @property
+    def uses_kernels(self) -> bool:
+        """Whether the graph has operators of ours."""
+        return self.lowering == "kernel"
 
 
 @contextmanager
@@ -51,6 +59,8 @@ def lower(model: ir.Model, plan: Plan, scratch: Path, progress: Progress = lambd
     measured = measure_layers(model.graph)
     if plan.lowering == "dense":
         return _lower_to_stock(model, plan, measured)
+    if plan.lowering == "gather":
+        return _lower_to_gather(model, plan, measured)
     selected = {node for node, layer in measured.items() if plan.select(layer)}
     run_passes(model, [PackedLinears(select=lambda node: (node.name or "") in selected, lookups=plan.bits < 32)])
     run_passes(model, [SplitSkipNorms(), FuseNorm(), FuseGate(), JoinLinears(), FuseSums()])
@@ -62,7 +72,8 @@ def lower(model: ir.Model, plan: Plan, scratch: Path, progress: Progress = lambd
         *(_layer(node, store) for node in model.graph if is_linear(node)),
         *layer_bytes(model.graph, plain, "fp32"),
     ]
-    return Lowered(layers=tuple(layers), uses_kernels=any(node.domain == DOMAIN for node in model.graph))
+    ours = any(node.domain == DOMAIN for node in model.graph)
+    return Lowered(layers=tuple(layers), lowering="kernel" if ours else "dense")
 
 
 def _lower_to_stock(model: ir.Model, plan: Plan, measured: Mapping[str, Linear]) -> Lowered:
@@ -72,7 +83,38 @@ def _lower_to_stock(model: ir.Model, plan: Plan, measured: Mapping[str, Linear])
     else:
         run_passes(model, [HalfWeights()] if plan.bits == 16 else [])
         form = plan.weights
-    return Lowered(layers=layer_bytes(model.graph, measured, form), uses_kernels=False)
+    return Lowered(layers=layer_bytes(model.graph, measured, form), lowering="dense")
+
+
+def _lower_to_gather(model: ir.Model, plan: Plan, measured: Mapping[str, Linear]) -> Lowered:
+    """Let blocks of outputs gather their inputs where that skips products enough.
+
+    Raises: ExportError where no matrix has such blocks.
+    """
+    patterns = find_patterns(model.graph)
+    if not patterns:
+        raise ExportError(
+            "lowering gather needs matrices whose blocks of outputs share their inputs, found none; "
+            "prune with --pattern block:ROWS (such as block:256), or export with --lowering dense"
+        )
+    run_passes(model, [GatherLinears(patterns), *([HalfWeights()] if plan.bits == 16 else [])])
+    gathered = [_gathered_layer(measured[node], pattern, plan) for node, pattern in patterns.items()]
+    return Lowered(layers=(*gathered, *layer_bytes(model.graph, measured, plan.weights)), lowering="gather")
+
+
+def _gathered_layer(linear: Linear, pattern: BlockPattern, plan: Plan) -> Layer:
+    weights, (n, k) = stored_weights(pattern), linear.shape
+    indices = sum(channels(block) for block in pattern.blocks)
+    return Layer(
+        name=linear.name,
+        shape=linear.shape,
+        sparsity=linear.sparsity,
+        bytes=weights * plan.bits // 8 + 8 * indices,
+        form=f"gather_{plan.weights}",
+        stored=round(weights / (n * k), 6),
+        reason=f"{pattern.density:.0%} of inputs kept in {len(pattern.blocks)} blocks of at most "
+        f"{max(block.rows for block in pattern.blocks)} outputs",
+    )
 
 
 def _chooser(graph: ir.Graph, plan: Plan) -> Callable[[Matrix, F32], Choice]:

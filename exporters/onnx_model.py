@@ -69,7 +69,7 @@ def export_onnx(
     manifest = Manifest(
         source=Source(id=source or str(path), model_type="onnx", config_sha256=sha256(path)),
         weights=plan.weights,
-        lowering="kernel" if lowered.uses_kernels else "dense",
+        lowering=lowered.lowering,
         reason=plan.reason,
         weight_bytes=data.stat().st_size if data.is_file() else 0,
         layers=lowered.layers,

@@ -2,7 +2,7 @@
 
 `dense` uses standard and com.microsoft operators only. `kernel` packs matrices for the operators of ours: those with
 enough zeros as bitmaps (or n:m), the others densely. `auto` is `kernel` where a kernel library for the target is at
-hand, else `dense`.
+hand, else `dense`. `gather` skips the inputs that blocks of outputs do not read, in the operators that `dense` uses.
 
 Within `kernel`, a matrix becomes sparse where that takes fewer bytes and, by the measured costs of the target's
 kernels, is not slower. Costs that nobody has measured do not count: bytes decide.
@@ -26,7 +26,7 @@ from edgeslim.runtime.costs import Table, read_costs, speed
 from edgeslim.runtime.library import architecture, kernel_library
 
 Weights = Literal["auto", "fp32", "fp16", "int8", "int4"]
-Lowering = Literal["auto", "kernel", "dense"]
+Lowering = Literal["auto", "kernel", "gather", "dense"]
 Rounding = Callable[[F32, bool], F32]
 """From a weight [n, k], and whether it is the token embedding (or a head tied to it), to what the bundle has of it."""
 
@@ -37,6 +37,8 @@ REFERENCE_ISA = {"x86_64": "avx2", "aarch64": "neon-dotprod"}
 """The instruction set whose costs stand for an architecture that is not this machine's."""
 NOISE = 1.1
 """How much faster the dense layout must have been measured to count: repeated measurements differ by as much."""
+FLOATS_ONLY = {"gather": ("fp32", "fp16")}
+"""Lowerings that take some forms of weights only, the first of which is their `auto`."""
 SPARSE_FLOATS = 0.25
 """Zeros from which a float32 matrix is packed: below it, stock products are faster than ours for prompts."""
 
@@ -106,7 +108,10 @@ def make_plan(weights: str, lowering: str, *, library: bool, costs: Table | None
     for name, value, known in (("weights", weights, get_args(Weights)), ("lowering", lowering, get_args(Lowering))):
         if value not in known:
             raise ExportError(f"{name} must be one of {', '.join(known)}, got {value!r}{did_you_mean(value, known)}")
-    settled: Weights = "int8" if weights == "auto" else weights  # type: ignore[assignment]
+    known = FLOATS_ONLY.get(lowering, get_args(Weights))
+    if weights not in ("auto", *known):
+        raise ExportError(f"lowering {lowering} takes weights {' or '.join(known)}, got {weights}")
+    settled: Weights = weights if weights != "auto" else FLOATS_ONLY.get(lowering, ("int8",))[0]  # type: ignore[assignment]
     if lowering != "auto":
         return Plan(weights=settled, lowering=lowering, reason="as asked", costs=costs or {})  # type: ignore[arg-type]
     if library:

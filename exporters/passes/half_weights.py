@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeslim.exporters.initializers import add_initializer, drop_unused
+from edgeslim.exporters.passes.quantize_linears import is_token_lookup
 
 
 class HalfWeights(ir.passes.InPlacePass):
@@ -22,10 +23,12 @@ class HalfWeights(ir.passes.InPlacePass):
 
 
 def _is_matrix(value: ir.Value) -> bool:
-    products = {"MatMul", "FusedMatMul", "Gemm", "Gather"}
-    if value.dtype != ir.DataType.FLOAT or value.shape is None or value.shape.rank() != 2:
+    products = {"MatMul", "FusedMatMul", "Gemm", "Conv"}
+    if value.dtype != ir.DataType.FLOAT or value.shape is None or value.shape.rank() not in (2, 4):
         return False
-    return any(use.node.op_type in products for use in value.uses())
+    if value.shape.rank() == 4 and list(value.shape[2:]) != [1, 1]:  # a convolution that is no product
+        return False
+    return any(use.node.op_type in products or is_token_lookup(use.node) for use in value.uses())
 
 
 def _halve(graph: ir.Graph, value: ir.Value) -> None:
