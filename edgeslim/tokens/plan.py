@@ -145,8 +145,8 @@ _CHOICES = {
     "residual": BRANCH_RULES,
     "merge": MERGES,
 }
-_INTEGERS = frozenset({"protect_last", "seed", "prompt_tokens"})
-_NUMBERS = frozenset({"q", "flops_cut_formula", "flops_cut_counted"})
+_WHOLE = frozenset({"layers", "protect_last", "seed", "prompt_tokens"})
+_REAL = frozenset({"q", "flops_cut_formula", "flops_cut_counted"})
 _OPTIONAL = frozenset({"flops_cut_formula", "flops_cut_counted", "prompt_tokens"})
 
 
@@ -173,17 +173,20 @@ def millionths(share: float) -> int:
 def _value(key: str, value: Any, where: str) -> Any:
     if value is None and key in _OPTIONAL:
         return None
+    whole = key in _WHOLE
     if key in ("layers", "ratios"):
-        kind: tuple[type, ...] = (int,) if key == "layers" else (int, float)
-        if isinstance(value, list | tuple) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value):
-            return tuple(value) if key == "layers" else tuple(float(v) for v in value)
+        if isinstance(value, list | tuple) and all(_is_number(v, whole) for v in value):
+            return tuple(value if whole else map(float, value))
         raise RecipeError(f"{where}: {key}: expected a list of numbers, got {value!r}")
-    if key in _INTEGERS | _NUMBERS:
-        accepted: tuple[type, ...] = (int,) if key in _INTEGERS else (int, float)
-        if isinstance(value, accepted) and not isinstance(value, bool):
-            return value if key in _INTEGERS else float(value)
+    if whole or key in _REAL:
+        if _is_number(value, whole):
+            return value if whole else float(value)
         raise RecipeError(f"{where}: {key}: expected a number, got {value!r}")
     expected: type = bool if key == "protect_first" else str
     if not isinstance(value, expected):
         raise RecipeError(f"{where}: {key}: expected {expected.__name__}, got {value!r}")
     return value
+
+
+def _is_number(value: Any, whole: bool) -> bool:
+    return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
