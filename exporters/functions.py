@@ -161,7 +161,7 @@ def _function(
 
 def _matrix_lines(form: Form) -> list[str]:
     """`codes` [n, k]: int8 where values are integers, else their floats; `factors` [n, groups] float."""
-    lines = [*_SIZES, *_elements_lines(form.bits)]
+    lines = [*_SIZES, *(_elements_lines(form.bits) if form.bits != 3 or form.layout == "dense" else [])]
     lines += _DENSE_GRID if form.layout == "dense" else [*_MASK_BITS, *_expand_lines(form)]
     if form.layout == "dense" and form.is_integer:
         lines += [*_signed_lines(form.bits, "grid"), "settled = Cast <to = 3> (signed)"]
@@ -181,7 +181,10 @@ def _matrix_lines(form: Form) -> list[str]:
 
 
 def _elements_lines(bits: int) -> list[str]:
-    """`elements`: the stored values one by one, and 64 bytes of padding, which no index reaches."""
+    """`elements`: the stored values one by one, and 64 bytes of padding, which no index reaches. Of 3 bits there are
+    eight in three bytes, from the first on: those of layout dense."""
+    if bits == 3:
+        return _THREE_BIT_ELEMENTS
     if bits != 4:
         return ["elements = Identity(values)"]
     return [
@@ -212,11 +215,8 @@ def _expand_lines(form: Form) -> list[str]:
         "counts_shape = Shape(counts)",
         "start_bytes = Reshape(flat_starts, counts_shape)",
         "start_bits = Mul(start_bytes, eight)",
-        "starts = Div(start_bits, width)",
-        "start_column = Unsqueeze(starts, last)",
         "ranks = CumSum <exclusive = 1> (ones, two_axis)",
-        "index = Add(start_column, ranks)",
-        "found = Gather <axis = 0> (elements, index)",
+        *(_THREE_BITS_AT if bits == 3 else _ELEMENTS_AT),
     ]
     if form.is_integer:
         return [*lines, *_signed_lines(bits, "found"), "masked = Mul(signed, ones)", "settled = Cast <to = 3> (masked)"]
@@ -316,6 +316,53 @@ _DENSE_GRID = [
     "first_axis = Constant <value_ints = [0]> ()",
     "stored = Slice(elements, zero_start, stored_count, first_axis)",
     "grid = Reshape(stored, grid_shape)",
+]
+_ELEMENTS_AT = [
+    "starts = Div(start_bits, width)",
+    "start_column = Unsqueeze(starts, last)",
+    "index = Add(start_column, ranks)",
+    "found = Gather <axis = 0> (elements, index)",
+]
+_THREE_BITS_AT = [  # a step begins on a whole byte, which need not be a whole value
+    "start_column = Unsqueeze(start_bits, last)",
+    "rank_bits = Mul(ranks, width)",
+    "first_bit = Add(start_column, rank_bits)",
+    "first_byte = Div(first_bit, eight)",
+    "one_more = Constant <value = int32[1] {1}> ()",
+    "next_byte = Add(first_byte, one_more)",
+    "low_byte = Gather <axis = 0> (values, first_byte)",
+    "high_byte = Gather <axis = 0> (values, next_byte)",
+    "low_word = Cast <to = 6> (low_byte)",
+    "high_word = Cast <to = 6> (high_byte)",
+    "byte_values = Constant <value = int32[1] {256}> ()",
+    "lifted_word = Mul(high_word, byte_values)",
+    "word = Add(low_word, lifted_word)",
+    "skipped_bits = Mod(first_bit, eight)",
+    "powers = Constant <value = int32[8] {1, 2, 4, 8, 16, 32, 64, 128}> ()",
+    "skipped = Gather <axis = 0> (powers, skipped_bits)",
+    "from_value = Div(word, skipped)",
+    "three_bits = Constant <value = int32[1] {8}> ()",
+    "found = Mod(from_value, three_bits)",
+]
+_THREE_BIT_ELEMENTS = [
+    "byte_count = Shape(values)",
+    "triple_count = Div(byte_count, three)",
+    "whole_bytes = Mul(triple_count, three)",
+    "no_byte = Constant <value_ints = [0]> ()",
+    "byte_axis = Constant <value_ints = [0]> ()",
+    "whole = Slice(values, no_byte, whole_bytes, byte_axis)",
+    "triples_shape = Concat <axis = 0> (last, three)",
+    "triples = Reshape(whole, triples_shape)",
+    "triple_words = Cast <to = 6> (triples)",
+    "places = Constant <value = int32[3] {1, 256, 65536}> ()",
+    "placed = Mul(triple_words, places)",
+    "words = ReduceSum <keepdims = 1> (placed, last)",
+    "powers = Constant <value = int32[8] {1, 8, 64, 512, 4096, 32768, 262144, 2097152}> ()",
+    "from_values = Div(words, powers)",
+    "three_bits = Constant <value = int32[1] {8}> ()",
+    "eights = Mod(from_values, three_bits)",
+    "flat_eights = Reshape(eights, last)",
+    "elements = Cast <to = 2> (flat_eights)",
 ]
 _MASK_BITS = [
     "shifts = Constant <value = uint8[8] {0, 1, 2, 3, 4, 5, 6, 7}> ()",
