@@ -39,19 +39,44 @@ static void rotate(const Rotation& turn, const float* x, int64_t count, float* o
   }
 }
 
-// scores[row][key] for up to kQueryRows rows, keys [first, last) rounded out to blocks of 16.
-template <class V, int ROWS>
-static inline void score_rows(const Attention& a, int64_t row, int64_t first, int64_t last, int64_t width) {
-  for (int64_t block = first / 16; block * 16 < last; ++block) {
-    const float* keys = a.transposed + block * a.head_size * 16;
-    V sum[ROWS];
-    for (int r = 0; r < ROWS; ++r) sum[r] = V::set(0);
-    for (int64_t d = 0; d < a.head_size; ++d) {
-      const V column = V::load(keys + 16 * d);
-      for (int r = 0; r < ROWS; ++r) sum[r] = V::fma(V::set(a.q[(row + r) * a.q_stride + d]), column, sum[r]);
+// How a product is cut so that its sums stay in registers: rows x blocks of 16 keys, rows x parts of 16 columns.
+template <class V>
+struct Cut {
+  static constexpr bool kRoomy = V::kRegisters >= 32;
+  static constexpr int kScoreRows = kRoomy ? 8 : 4, kScoreBlocks = kRoomy ? 2 : 1;
+  static constexpr int kMixRows = 4, kMixParts = kRoomy ? 4 : 1;
+};
+
+// scores[row][key] for ROWS rows and the keys of BLOCKS blocks of 16.
+template <class V, int ROWS, int BLOCKS>
+static inline void score_blocks(const Attention& a, int64_t row, int64_t block, float* scores, int64_t width) {
+  const float* keys = a.transposed + block * a.head_size * 16;
+  const float* q = a.q + row * a.q_stride;
+  const int64_t size = a.head_size, stride = a.q_stride;
+  V sum[ROWS][BLOCKS];
+  for (auto& of_row : sum)
+    for (V& one : of_row) one = V::set(0);
+  for (int64_t d = 0; d < size; ++d) {
+    V column[BLOCKS];
+    for (int b = 0; b < BLOCKS; ++b) column[b] = V::load(keys + 16 * (b * size + d));
+    for (int r = 0; r < ROWS; ++r) {
+      const V one = V::set(q[r * stride + d]);
+      for (int b = 0; b < BLOCKS; ++b) sum[r][b] = V::fma(one, column[b], sum[r][b]);
     }
-    for (int r = 0; r < ROWS; ++r) V::mul(sum[r], V::set(a.scale)).store(a.scores + r * width + 16 * block);
   }
+  for (int r = 0; r < ROWS; ++r)
+    for (int b = 0; b < BLOCKS; ++b) V::mul(sum[r][b], V::set(a.scale)).store(scores + r * width + 16 * (block + b));
+}
+
+// scores[row][key] for ROWS rows, keys [first, last) rounded out to blocks of 16.
+template <class V, int ROWS>
+static inline void score_rows(const Attention& a, int64_t row, float* scores, int64_t first, int64_t last,
+                              int64_t width) {
+  constexpr int kBlocks = Cut<V>::kScoreBlocks;
+  const int64_t end = ceil_div(last, 16);
+  int64_t block = first / 16;
+  for (; block + kBlocks <= end; block += kBlocks) score_blocks<V, ROWS, kBlocks>(a, row, block, scores, width);
+  for (; block < end; ++block) score_blocks<V, ROWS, 1>(a, row, block, scores, width);
 }
 
 // The same for one row, from keys as they lie.
@@ -71,60 +96,63 @@ static inline void score_row(const Attention& a, int64_t row, int64_t first, int
 // Softmax of scores [first, last) in place.
 template <class V>
 static inline void normalize(float* scores, int64_t first, int64_t last) {
+  float* const seen = scores + first;
   V most = V::set(-INFINITY);
-  for (int64_t i = first; i < last; i += 16) {
-    const int64_t count = std::min<int64_t>(16, last - i);
-    const V v = V::load_some(scores + i, count);
+  by_sixteen(last - first, [&](int64_t i, auto count) {
     if (count == 16)
-      most = V::max(most, v);
+      most = V::max(most, V::load(seen + i));
     else
-      for (int64_t j = 0; j < count; ++j) most = V::max(most, V::set(scores[i + j]));
-  }
+      for (int64_t j = 0; j < count; ++j) most = V::max(most, V::set(seen[i + j]));
+  });
   float lanes[16], largest = -INFINITY;
   most.store(lanes);
   for (float lane : lanes) largest = lane > largest ? lane : largest;
   V total = V::set(0);
-  for (int64_t i = first; i < last; i += 16) {
-    const int64_t count = std::min<int64_t>(16, last - i);
-    const V e = exponential(V::sub(V::load_some(scores + i, count), V::set(largest)));
-    e.store_some(scores + i, count);
-    total = V::add(total, count == 16 ? e : V::load_some(scores + i, count));
-  }
+  by_sixteen(last - first, [&](int64_t i, auto count) {
+    const V e = exponential(V::sub(V::load_some(seen + i, count), V::set(largest)));
+    e.store_some(seen + i, count);
+    total = V::add(total, count == 16 ? e : V::load_some(seen + i, count));
+  });
   const V share = V::set(1.0f / sum_of_lanes(total));
-  for (int64_t i = first; i < last; i += 16) {
-    const int64_t count = std::min<int64_t>(16, last - i);
-    V::mul(V::load_some(scores + i, count), share).store_some(scores + i, count);
-  }
+  by_sixteen(last - first, [&](int64_t i, auto count) {
+    V::mul(V::load_some(seen + i, count), share).store_some(seen + i, count);
+  });
 }
 
-// out [ROWS rows, 16 * PARTS columns from `column`] = scores times values.
-template <class V, int ROWS, int PARTS>
+// out [ROWS rows, 16 * PARTS columns from `column`, of the last part `tail`] = scores times values.
+template <class V, int ROWS, int PARTS, class Count>
 static inline void mix(const Attention& a, int64_t row, const float* scores, int64_t width, int64_t first, int64_t last,
-                       int64_t column, int64_t tail) {
-  V sum[ROWS][PARTS];
-  for (auto& of_row : sum)
-    for (V& one : of_row) one = V::set(0);
-  for (int64_t key = first; key < last; ++key) {
-    const float* values = a.values + key * a.head_size + column;
+                       int64_t column, Count tail) {
+  V sum[ROWS * PARTS];
+  unrolled<ROWS * PARTS>([&](auto i) { sum[i] = V::set(0); });
+  const int64_t size = a.head_size;
+  const float* values = a.values + first * size + column;
+  for (int64_t key = first; key < last; ++key, values += size) {
     V v[PARTS];
-    for (int p = 0; p < PARTS; ++p) v[p] = V::load_some(values + 16 * p, p + 1 < PARTS ? 16 : tail);
-    for (int r = 0; r < ROWS; ++r) {
+    unrolled<PARTS>([&](auto p) { v[p] = V::load_some(values + 16 * p, p + 1 < PARTS ? 16 : int64_t(tail)); });
+    unrolled<ROWS>([&](auto r) {
       const V weight = V::set(scores[r * width + key]);
-      for (int p = 0; p < PARTS; ++p) sum[r][p] = V::fma(weight, v[p], sum[r][p]);
-    }
+      unrolled<PARTS>([&](auto p) { sum[r * PARTS + p] = V::fma(weight, v[p], sum[r * PARTS + p]); });
+    });
   }
-  for (int r = 0; r < ROWS; ++r)
-    for (int p = 0; p < PARTS; ++p)
-      sum[r][p].store_some(a.out + (row + r) * a.out_stride + column + 16 * p, p + 1 < PARTS ? 16 : tail);
+  unrolled<ROWS * PARTS>([&](auto i) {
+    constexpr int kPart = i % PARTS;
+    float* out = a.out + (row + i / PARTS) * a.out_stride + column + 16 * kPart;
+    sum[i].store_some(out, kPart + 1 < PARTS ? 16 : int64_t(tail));
+  });
 }
 
 template <class V, int ROWS>
 static inline void mix_rows(const Attention& a, int64_t row, const float* scores, int64_t width, int64_t first,
                             int64_t last) {
   int64_t column = 0;
-  for (; column + 64 <= a.head_size; column += 64) mix<V, ROWS, 4>(a, row, scores, width, first, last, column, 16);
-  for (; column < a.head_size; column += 16)
-    mix<V, ROWS, 1>(a, row, scores, width, first, last, column, std::min<int64_t>(16, a.head_size - column));
+  constexpr int kParts = Cut<V>::kMixParts;
+  constexpr std::integral_constant<int64_t, 16> kWhole;
+  for (; column + 16 * kParts <= a.head_size; column += 16 * kParts)
+    mix<V, ROWS, kParts>(a, row, scores, width, first, last, column, kWhole);
+  for (; column + 16 <= a.head_size; column += 16)
+    mix<V, ROWS, 1>(a, row, scores, width, first, last, column, kWhole);
+  if (column < a.head_size) mix<V, ROWS, 1>(a, row, scores, width, first, last, column, a.head_size - column);
 }
 
 // Sets scores outside what `row` sees, within [first, last), to zero after normalizing what it sees.
@@ -145,18 +173,18 @@ static void attend(const Attention& a, int64_t first_row, int64_t last_row) {
     const int64_t first = a.window && begin_of_first > a.window ? begin_of_first - a.window : 0;
     const int64_t last = a.past + row + rows, width = ceil_div(a.past + last_row, 16) * 16;
     if (rows == kQueryRows)
-      score_rows<V, kQueryRows>(a, row, first, last, width);
+      for (int64_t r = 0; r < rows; r += Cut<V>::kScoreRows)
+        score_rows<V, Cut<V>::kScoreRows>(a, row + r, a.scores + r * width, first, last, width);
     else if (a.transposed)
-      score_rows<V, 1>(a, row, first, last, width);
+      score_rows<V, 1>(a, row, a.scores, first, last, width);
     else
       score_row<V>(a, row, first, last);
     for (int64_t r = 0; r < rows; ++r) finish_row<V>(a, a.scores + r * width, row + r, first, last);
-    if (rows == kQueryRows) {
-      mix_rows<V, 4>(a, row, a.scores, width, first, last);
-      mix_rows<V, 4>(a, row + 4, a.scores + 4 * width, width, first, last);
-    } else {
+    if (rows == kQueryRows)
+      for (int64_t r = 0; r < rows; r += Cut<V>::kMixRows)
+        mix_rows<V, Cut<V>::kMixRows>(a, row + r, a.scores + r * width, width, first, last);
+    else
       mix_rows<V, 1>(a, row, a.scores, width, first, last);
-    }
     row += rows;
   }
 }

@@ -32,6 +32,7 @@ static inline __m256 expand_lanes(__m256 eight, uint32_t mask) {
 }
 
 struct Ymm {
+  static constexpr int kRegisters = 8;
   __m256 lo, hi;
 
   static Ymm load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }

@@ -14,6 +14,7 @@ namespace {
 static inline __mmask16 first_lanes(int64_t count) { return __mmask16((1u << count) - 1); }
 
 struct Zmm {
+  static constexpr int kRegisters = 32;
   __m512 v;
 
   static Zmm load(const float* p) { return {_mm512_loadu_ps(p)}; }

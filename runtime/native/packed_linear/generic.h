@@ -1,15 +1,17 @@
 // Everything but integer products, once for all instruction sets, over a vector V of 16 floats.
 //
-// V has load, load_some(p, count: the rest zero), store, store_some, set, add, sub, mul, div, fma(a, b, c) = a b + c,
-// min, max, abs, round (to even), power_of_two (of an integral value), to_codes (16 int8 from integral values),
-// from_int32, from_half, from_codes (byte `input` of each of 16 groups of four) and expand_single, expand_half (stored
-// floats to the lanes that a mask names). Each is one IEEE operation, so that every V gives the same bits.
+// V has kRegisters (how many of it the registers hold), load, load_some(p, count: the rest zero), store, store_some, set,
+// add, sub, mul, div, fma(a, b, c) = a b + c, min, max, abs, round (to even), power_of_two (of an integral value),
+// to_codes (16 int8 from integral values), from_int32, from_half, from_codes (byte `input` of each of 16 groups of four)
+// and expand_single, expand_half (stored floats to the lanes that a mask names). Each is one IEEE operation, so that
+// every V gives the same bits.
 // An instruction set is a struct with its Vector and expand_step, which writes the 64 codes of a step of integer values
 // and returns where the next step's values begin.
 #pragma once
 
 #include <cmath>
 #include <type_traits>
+#include <utility>
 
 #include "packed_linear/kernels.h"
 
@@ -99,6 +101,17 @@ static void quantize(const float* t, int64_t k, int64_t padded, int8_t* codes, f
     rounded.to_codes(sixteen);
     std::memcpy(codes + i, sixteen, std::size_t(count));
   });
+}
+
+template <class F, int... I>
+static inline void unrolled(F f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+
+// Calls f(0) … f(N - 1) with constants: arrays that these index stay in registers.
+template <int N, class F>
+static inline void unrolled(F f) {
+  unrolled(f, std::make_integer_sequence<int, N>{});
 }
 
 // Scales of one group of a tile.

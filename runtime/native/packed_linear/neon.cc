@@ -43,6 +43,7 @@ static inline uint8x16_t expand_halves(const uint8_t* values, uint32_t mask) {
 }
 
 struct Neon16 {
+  static constexpr int kRegisters = 8;
   float32x4_t v[4];
 
   using V = Neon16;

@@ -8,6 +8,7 @@ namespace edgeslim {
 namespace {
 
 struct Sixteen {
+  static constexpr int kRegisters = 1;
   float lane[16];
 
   template <class F>
