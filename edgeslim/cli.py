@@ -128,7 +128,7 @@ def prune(
 def export(
     model: Model,
     output: Output,
-    weights: Annotated[str, typer.Option(help="auto (int8), fp32, fp16, int8 or int4.")] = _EXPORT.weights,
+    weights: Annotated[str, typer.Option(help="auto (int8), fp32, fp16, int8, int4 or int3.")] = _EXPORT.weights,
     lowering: Annotated[
         str, typer.Option(help="auto, kernel (packed, operators of ours) or dense (stock operators).")
     ] = _EXPORT.lowering,

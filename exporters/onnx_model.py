@@ -23,7 +23,7 @@ from edgeslim.exporters.plan import Lowering, Weights, make_plan, target_costs
 from edgeslim.runtime.engines import import_engine
 from edgeslim.runtime.manifest import DATA, GENAI_CONFIG, GRAPH, Manifest, Source, record_files, sha256
 
-TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.2, "int4": 0.5}
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.2, "int4": 0.5, "int3": 1.0}
 """Largest allowed difference of an output, as a part of the largest one, by the form of the weights: beyond it lie
 faults, not rounding."""
 _DIMENSION = 4  # stands for every dimension that a model leaves open

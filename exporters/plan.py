@@ -25,20 +25,20 @@ from edgeslim.exporters.passes.store_packed import Choice
 from edgeslim.runtime.costs import Table, read_costs, speed
 from edgeslim.runtime.library import architecture, kernel_library
 
-Weights = Literal["auto", "fp32", "fp16", "int8", "int4"]
+Weights = Literal["auto", "fp32", "fp16", "int8", "int4", "int3"]
 Lowering = Literal["auto", "kernel", "gather", "dense"]
 Rounding = Callable[[F32, bool], F32]
 """From a weight [n, k], and whether it is the token embedding (or a head tied to it), to what the bundle has of it."""
 
-BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
-GROUP = {"int4": 64}
+BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "int3": 3}
+GROUP = {"int4": 64, "int3": 64}
 """Inputs that share a scale; other integer forms have one scale a row."""
-REFERENCE_ISA = {"x86_64": "avx2", "aarch64": "neon-dotprod"}
+REFERENCE_ISA = {"x86_64": "avx2", "aarch64": "neon-dot"}
 """The instruction set whose costs stand for an architecture that is not this machine's."""
 NOISE = 1.1
 """How much faster the dense layout must have been measured to count: repeated measurements differ by as much."""
-FLOATS_ONLY = {"gather": ("fp32", "fp16")}
-"""Lowerings that take some forms of weights only, the first of which is their `auto`."""
+STOCK_WEIGHTS = {"gather": ("fp32", "fp16"), "dense": ("int8", "int4", "fp16", "fp32")}
+"""The weights of lowerings to stock operators, which have none of 3 bits; the first is what `auto` means there."""
 SPARSE_FLOATS = 0.25
 """Zeros from which a float32 matrix is packed: below it, stock products are faster than ours for prompts."""
 
@@ -68,7 +68,7 @@ class Plan:
 
     def choose(self, matrix: Matrix, dense: F32, *, embedding: bool = False) -> Choice:
         """Return the form for the weights `dense` [n, k] of a matrix, and why."""
-        weights = "int8" if embedding and self.weights == "int4" else self.weights
+        weights = "int8" if embedding and self.weights in GROUP else self.weights
         bits, group = BITS[weights], GROUP.get(weights, 0)
         plain = Form(layout="dense", bits=bits, group=group)
         density = float(np.count_nonzero(dense)) / max(dense.size, 1)
@@ -96,7 +96,7 @@ class Plan:
         if self.lowering == "dense" and self.is_integer:
             return lambda weight, embedding: round_to_blocks(weight, self.bits, BLOCK)
         linear = Form(layout="dense", bits=self.bits, group=GROUP.get(self.weights, 0))
-        table = Form(layout="dense", bits=8) if self.weights == "int4" else linear
+        table = Form(layout="dense", bits=8) if self.weights in GROUP else linear
         return lambda weight, embedding: rounded(weight, table if embedding else linear)
 
 
@@ -108,15 +108,29 @@ def make_plan(weights: str, lowering: str, *, library: bool, costs: Table | None
     for name, value, known in (("weights", weights, get_args(Weights)), ("lowering", lowering, get_args(Lowering))):
         if value not in known:
             raise ExportError(f"{name} must be one of {', '.join(known)}, got {value!r}{did_you_mean(value, known)}")
-    known = FLOATS_ONLY.get(lowering, get_args(Weights))
-    if weights not in ("auto", *known):
-        raise ExportError(f"lowering {lowering} takes weights {' or '.join(known)}, got {weights}")
-    settled: Weights = weights if weights != "auto" else FLOATS_ONLY.get(lowering, ("int8",))[0]  # type: ignore[assignment]
+    _check_stock(weights, lowering)
+    settled: Weights = weights if weights != "auto" else STOCK_WEIGHTS.get(lowering, ("int8",))[0]  # type: ignore[assignment]
     if lowering != "auto":
         return Plan(weights=settled, lowering=lowering, reason="as asked", costs=costs or {})  # type: ignore[arg-type]
     if library:
         return Plan(weights=settled, lowering="kernel", reason="a kernel library is at hand", costs=costs or {})
-    return Plan(weights=settled, lowering="dense", reason="no kernel library for the target is at hand")
+    missing = "no kernel library for the target is at hand"
+    if settled not in STOCK_WEIGHTS["dense"]:
+        return Plan(
+            weights=settled, lowering="kernel", reason=f"{missing}, nor a stock operator: function bodies run it"
+        )
+    return Plan(weights=settled, lowering="dense", reason=missing)
+
+
+def _check_stock(weights: str, lowering: str) -> None:
+    known = STOCK_WEIGHTS.get(lowering)
+    if known is None or weights in ("auto", *known):
+        return
+    nearest = min(known, key=lambda name: abs(BITS[name] - BITS[weights]))
+    raise ExportError(
+        f"lowering {lowering} takes weights {', '.join(known)}, got {weights}: onnxruntime has no operator for it; "
+        f"the nearest is {nearest}"
+    )
 
 
 def target_costs(libraries: Iterable[str]) -> Table:

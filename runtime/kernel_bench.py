@@ -27,6 +27,7 @@ PROMPT = 128
 _FORMS: dict[str, dict[str, Any]] = {
     "int8": {"bits": 8},
     "int4g64": {"bits": 4, "group": 64},
+    "int3g64": {"bits": 3, "group": 64},
     "fp16": {"bits": 16},
     "fp32": {"bits": 32},
 }

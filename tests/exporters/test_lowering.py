@@ -73,8 +73,14 @@ def exported(checkpoint: Path, folder: Path, **options: object) -> Manifest:
 
 
 @needs_library
-@pytest.mark.parametrize("weights", ["int8", "int4"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("weights", "family"),
+    [
+        *((weights, family) for weights in ("int8", "int4") for family in FAMILIES),
+        ("int3", "llama"),
+        ("int3", "mamba2"),
+    ],
+)
 def test_every_family_runs_packed_by_kernels_and_by_bodies(
     family: str, weights: str, pruned: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +156,8 @@ def lowered(checkpoint: Path, plan: Plan, folder: Path) -> ir.Model:
         (0.95, "int8", Form(layout="dense", bits=8)),
         (0.5, "int4", Form(layout="bitmap", bits=4, group=64)),
         (0.9, "int4", Form(layout="dense", bits=4, group=64)),
+        (0.5, "int3", Form(layout="bitmap", bits=3, group=64)),
+        (0.9, "int3", Form(layout="dense", bits=3, group=64)),
         (0.5, "fp16", Form(layout="bitmap", bits=16)),
     ],
 )
@@ -186,6 +194,14 @@ def test_auto_is_dense_without_a_library_and_says_why() -> None:
     assert (plan.weights, plan.lowering) == ("int8", "dense")
     assert "no kernel library" in plan.reason
     assert make_plan("auto", "auto", library=True).lowering == "kernel"
+
+
+def test_three_bits_need_kernels_or_bodies(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    plan = make_plan("int3", "auto", library=False)
+    assert (plan.weights, plan.lowering) == ("int3", "kernel")
+    assert "function bodies" in plan.reason
+    with pytest.raises(ExportError, match=r"lowering dense takes weights .*, got int3: .*; the nearest is int4"):
+        export_checkpoint(checkpoint("llama"), tmp_path, weights="int3", lowering="dense")
 
 
 def test_unknown_lowerings_and_architectures_are_refused_with_the_nearest(

@@ -226,7 +226,7 @@ def test_sizes_that_do_not_fit_the_tensors_are_refused(
     _refused(library, {**case.attributes, name: value}, case.tensors, "must (have|be)")
 
 
-@pytest.mark.parametrize(("name", "value"), [(n, v) for n in ("bits", "group") for v in [3, 5, -4, *HUGE[2:]]])
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n in ("bits", "group") for v in [2, 5, -4, *HUGE[2:]]])
 def test_unknown_widths_and_groups_are_refused(library: KernelLibrary, name: str, value: int) -> None:
     case = _case(BITMAP)
     _refused(library, {**case.attributes, name: value}, case.tensors, f"{name} must be")
@@ -277,7 +277,7 @@ def test_masks_with_a_bit_too_many_or_too_few_are_refused(library: KernelLibrary
         damaged = case.packed.masks.copy()
         damaged.reshape(-1)[at] ^= 0x10
         tensors = {**case.tensors, "masks": damaged}
-        if form.layout == "bitmap" and form.bits == 4:  # an odd count has room for one more in its last byte
+        if form.layout == "bitmap" and form.bits < 8:  # the last byte of a step may have room for one more
             try:
                 library.check(case.attributes, tensors)
             except EdgeslimError as refusal:

@@ -57,7 +57,7 @@ def test_bench_kernels_measures_every_form_and_refreshes_the_costs() -> None:
     library = kernel_library()
     assert library is not None
 
-    assert {"dense_int8", "bitmap_int4g64", "nm2of4_fp16"} <= {case.form for case in report.speeds}
+    assert {"dense_int8", "bitmap_int4g64", "bitmap_int3g64", "nm2of4_fp16"} <= {case.form for case in report.speeds}
     assert all(case.gweights_per_s > 0 and case.isa == library.chosen for case in report.speeds)
     assert report.read_gb_per_s > 0
     assert read_costs(library.chosen) == cost_table(report.speeds, library.chosen)
@@ -66,7 +66,19 @@ def test_bench_kernels_measures_every_form_and_refreshes_the_costs() -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("form", ["dense_int8", "bitmap_int4g64", "nm2of4_fp32", "nm1of2_int8", "bitmap_fp16"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "dense_int8",
+        "bitmap_int4g64",
+        "dense_int3g64",
+        "bitmap_int3g64",
+        "nm2of4_int3g64",
+        "nm2of4_fp32",
+        "nm1of2_int8",
+        "bitmap_fp16",
+    ],
+)
 def test_benchmarks_run_on_matrices_that_the_library_accepts(form: str) -> None:
     library = kernel_library()
     assert library is not None
