@@ -61,9 +61,10 @@ class FileRecord:
 class Manifest:
     """The contents of `edgeslim.json`.
 
-    `weights` is fp32, fp16, int8, int4 or int3; `lowering` kernel, gather or dense, and `reason` why; `weight_bytes` the
-    size of the data file; `libraries` the kernel libraries by architecture; `parity` holds the largest differences to transformers'
-    logits and their tolerance; `recipe` the effective recipe of every stage, empty where unknown.
+    `weights` is fp32, fp16, int8, int4 or int3; `lowering` kernel, gather or dense, and `reason` why; `weight_bytes`
+    the size of the data file; `libraries` the kernel libraries by architecture; `parity` holds the largest
+    differences to transformers' logits and their tolerance; `recipe` the effective recipe of every stage, empty where
+    unknown.
     """
 
     source: Source
