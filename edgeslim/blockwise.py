@@ -6,7 +6,7 @@ it are pruned, and the *dense* stream, what it saw in the original model. Both l
 
 import copy
 import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ class Activations:
     """Hidden states of every calibration batch, float32 [batch, seqlen, hidden], in one file."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._shapes: list[tuple[int, ...]] = []
         path.unlink(missing_ok=True)
 
@@ -38,19 +38,19 @@ class Activations:
 
     def append(self, batch: Tensor) -> None:
         """Add a batch at the end."""
-        with self._path.open("ab") as file:
+        with self.path.open("ab") as file:
             file.write(_bytes(batch))
         self._shapes.append(tuple(batch.shape))
 
     def read(self, index: int) -> Tensor:
         """Return batch `index`."""
         shape = self._shapes[index]
-        values = np.fromfile(self._path, dtype=np.float32, count=int(np.prod(shape)), offset=self._offset(index))
+        values = np.fromfile(self.path, dtype=np.float32, count=int(np.prod(shape)), offset=self._offset(index))
         return torch.from_numpy(values.reshape(shape))
 
     def write(self, index: int, batch: Tensor) -> None:
         """Replace batch `index`."""
-        with self._path.open("r+b") as file:
+        with self.path.open("r+b") as file:
             file.seek(self._offset(index))
             file.write(_bytes(batch))
 
@@ -65,6 +65,25 @@ class BlockCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @property
+    def values(self) -> list[Any]:
+        """All arguments."""
+        return [*self.args, *self.kwargs.values()]
+
+
+class _Embedded:
+    """Stands in a recorded call for the embedded tokens, which differ from batch to batch."""
+
+
+def _is_embedded(value: Any) -> bool:
+    return isinstance(value, _Embedded)
+
+
+def _marked(value: Any, embedded: Tensor) -> Any:
+    """Return `value`, or the mark of the `embedded` tokens where it is a copy of them."""
+    same = isinstance(value, Tensor) and value.shape == embedded.shape and torch.equal(value, embedded)
+    return _Embedded() if same else value
+
 
 class BlockRunner:
     """Feeds calibration tokens into a skeleton and runs its blocks one by one."""
@@ -75,7 +94,8 @@ class BlockRunner:
         self._device = device
         self._batches = tokens.split(max(1, _BATCH_TOKENS // tokens.shape[1]))
         self._calls: dict[int, list[BlockCall]] = {}
-        self._returns_tuple = False
+        self._returns = 0  # how many values a block returns as a tuple; 0: its output alone
+        self._embedded: Activations | None = None
 
     @torch.no_grad()
     def embed(self, *streams: Activations) -> None:
@@ -84,7 +104,8 @@ class BlockRunner:
         skeleton.fill_outside_blocks(self._device)
         first = self._catch_first(self._batches[0])
         block = skeleton.fill_block(0, self._device)
-        self._returns_tuple = isinstance(block(*first.args, **first.kwargs), tuple)
+        out = block(*first.args, **first.kwargs)
+        self._returns = len(out) if isinstance(out, tuple) else 0
         skeleton.empty_block(0)
         for batch in self._batches:
             calls: list[BlockCall] = []
@@ -92,21 +113,34 @@ class BlockRunner:
             with self._recording(calls, hidden):
                 skeleton.base(input_ids=batch.to(self._device), use_cache=False)
             self._calls.setdefault(len(batch), calls)
-            for stream in streams:
+            if self._embedded is None and any(_is_embedded(v) for call in calls for v in call.values):
+                self._embedded = Activations(streams[0].path.with_name("embedded.hidden"))
+            for stream in (*streams, *([] if self._embedded is None else [self._embedded])):
                 stream.append(hidden[0])
         skeleton.empty_outside_blocks()
 
     @torch.no_grad()
-    def run(self, index: int, block: nn.Module, hidden: Tensor) -> Tensor:
-        """Return the output of `block`, number `index` of the model, for `hidden` [batch, seqlen, hidden]."""
+    def run(self, index: int, block: nn.Module, hidden: Tensor, batch: int) -> Tensor:
+        """Return the output of `block`, number `index` of the model, for `hidden` [batch, seqlen, hidden].
+
+        `batch` is the number of the batch that `hidden` comes from.
+        """
         call = self._calls[len(hidden)][index]
-        out = block(hidden.to(self._device), *call.args, **call.kwargs)
+        args = [self._given(value, batch) for value in call.args]
+        kwargs = {name: self._given(value, batch) for name, value in call.kwargs.items()}
+        out = block(hidden.to(self._device), *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out  # type: ignore[no-any-return]
 
     def advance(self, index: int, block: nn.Module, stream: Activations) -> None:
         """Replace the hidden states in `stream` by the outputs of `block` for them."""
         for batch in range(len(stream)):
-            stream.write(batch, self.run(index, block, stream.read(batch)))
+            stream.write(batch, self.run(index, block, stream.read(batch), batch))
+
+    def _given(self, value: Any, batch: int) -> Any:
+        """Return an argument of a recorded call, the embedded tokens of batch number `batch` where it is these."""
+        if self._embedded is None or not _is_embedded(value):
+            return value
+        return self._embedded.read(batch).to(self._device)
 
     def _catch_first(self, batch: Tensor) -> BlockCall:
         """Return the whole call, hidden states included, that the model makes to its first block."""
@@ -129,8 +163,9 @@ class BlockRunner:
         def record(*args: Any, **kwargs: Any) -> Any:
             state = args[0] if args else kwargs.pop("hidden_states")
             hidden[:] = hidden or [state]
-            calls.append(BlockCall(args[1:], kwargs))
-            return (state,) if self._returns_tuple else state
+            rest = tuple(_marked(value, hidden[0]) for value in args[1:])
+            calls.append(BlockCall(rest, {name: _marked(value, hidden[0]) for name, value in kwargs.items()}))
+            return (state, *[None] * (self._returns - 1)) if self._returns else state
 
         blocks = list(self._skeleton.blocks)
         for block in blocks:
@@ -199,10 +234,12 @@ def weight_matrix(module: nn.Module) -> Tensor:
     return weight if isinstance(module, nn.Linear) else weight.T
 
 
-def input_groups(run: Callable[[], object], linears: dict[str, nn.Module]) -> list[list[str]]:
+def input_groups(
+    run: Callable[[], object], linears: dict[str, nn.Module], *, optional: Container[str] = ()
+) -> list[list[str]]:
     """Return the names of `linears` grouped by equal input (q, k and v share one), as `run` calls them in order.
 
-    Raises: CheckpointError where `run` never calls one of them.
+    Raises: CheckpointError where `run` never calls one of them that is not `optional`.
     """
     seen: list[tuple[Tensor, list[str]]] = []
 
@@ -224,6 +261,7 @@ def input_groups(run: Callable[[], object], linears: dict[str, nn.Module]) -> li
             handle.remove()
     groups = [names for _, names in seen]
     missing = linears.keys() - {name for names in groups for name in names}
+    missing = {name for name in missing if name not in optional}
     if missing:
         raise CheckpointError(f"{sorted(missing)[0]}: the block's forward never calls it, so its inputs are not known")
     return groups

@@ -4,7 +4,7 @@ The one file that knows how transformers names and loads things.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +15,14 @@ import torch
 from torch import nn
 
 from edgeslim.errors import CheckpointError, did_you_mean, first_line
+from edgeslim.experts import split_experts_
 from edgeslim.tensorfile import TensorEntry, read_entries, read_tensor, write_tensor
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+_OTHER_PREFIXES = ("model.", "backbone.")
+"""How base models are called in files, where transformers calls them otherwise today."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ class Checkpoint:
                 )
         except (ValueError, KeyError) as fault:
             raise CheckpointError(f"{self.folder}: no causal language model: {first_line(fault)}") from None
+        split_experts_(model, self.entries)
         return Skeleton(self, model.eval().requires_grad_(False))
 
 
@@ -121,7 +127,8 @@ class Skeleton:
         self._prefix = f"{model.base_model_prefix}."
         self.blocks_name, self.blocks = _find_blocks(model, self.base)
         self.block_names = [f"{self.blocks_name}.{index}" for index in range(len(self.blocks))]
-        self._refuse_shared()
+        self.first_names = self._find_shared()
+        """Parameters that a block shares with one before it: their name there, by their name here."""
 
     def entry(self, name: str, entries: dict[str, TensorEntry] | None = None) -> TensorEntry:
         """Return where the parameter called `name` in the model lies in the files of the checkpoint (or in `entries`).
@@ -129,10 +136,11 @@ class Skeleton:
         Raises: CheckpointError where no file holds it.
         """
         entries = self.checkpoint.entries if entries is None else entries
-        bare = name.removeprefix(self._prefix)
-        for candidate in (name, bare, self._prefix + name):
-            if candidate in entries:
-                return entries[candidate]
+        for known in (name, self.first_names.get(name, name)):
+            bare = known.removeprefix(self._prefix)
+            for candidate in (known, bare, self._prefix + known, *(prefix + bare for prefix in _OTHER_PREFIXES)):
+                if candidate in entries:
+                    return entries[candidate]
         raise CheckpointError(f"{self.checkpoint.folder}: no weights for {name!r}{did_you_mean(name, entries)[:300]}")
 
     def fill_outside_blocks(self, device: torch.device) -> None:
@@ -151,6 +159,22 @@ class Skeleton:
         for name, module in block.named_modules():
             self._fill_own(module, f"{self.block_names[index]}.{name}".strip("."), device, entries)
         return block
+
+    def refill_shared(
+        self, index: int, device: torch.device, entries: dict[str, TensorEntry], *, only: Container[str]
+    ) -> None:
+        """Load from `entries` the weights of the linears `only` that the filled block `index` shares with another."""
+        prefix = f"{self.block_names[index]}."
+        for name, first in self.first_names.items():
+            if not name.startswith(prefix) or first.removesuffix(".weight") not in only:
+                continue
+            path, _, kind = name.removeprefix(prefix).rpartition(".")
+            value = read_tensor(self.entry(name, entries)).to(device=device, dtype=torch.float32)
+            setattr(self.blocks[index].get_submodule(path), kind, nn.Parameter(value, requires_grad=False))
+
+    def shared_names(self) -> set[str]:
+        """Return the names of parameters that several blocks have, as the first of them calls them."""
+        return set(self.first_names.values())
 
     def empty_block(self, index: int) -> None:
         """Drop the parameters of block `index`."""
@@ -179,15 +203,20 @@ class Skeleton:
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, buffer.to(device))
 
-    def _refuse_shared(self) -> None:
-        seen: dict[int, int] = {}
-        for index, block in enumerate(self.blocks):
-            for parameter in block.parameters():
-                if seen.setdefault(id(parameter), index) != index:
-                    raise CheckpointError(
-                        f"{self.checkpoint.folder}: blocks {seen[id(parameter)]} and {index} share weights; "
-                        "block by block pruning of shared weights is not supported"
-                    )
+    def _find_shared(self) -> dict[str, str]:
+        names: dict[int, str] = {}
+        shared: dict[str, str] = {}
+        for block_name, block in zip(self.block_names, self.blocks, strict=True):
+            own = {f"{block_name}.{name}": parameter for name, parameter in _all_names(block)}
+            for name, parameter in own.items():
+                first = names.setdefault(id(parameter), name)
+                if first != name:
+                    shared[name] = first
+        return shared
+
+
+def _all_names(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return module.named_parameters(remove_duplicate=False)
 
 
 def write_weight(entry: TensorEntry, weight: torch.Tensor) -> None:

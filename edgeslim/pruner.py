@@ -4,6 +4,7 @@ The new checkpoint starts as a copy of the old one's files; the pruned weights o
 their places there. What a block needs is read from the old files, so a block cut short is simply done again.
 """
 
+import fnmatch
 import hashlib
 import json
 import shutil
@@ -32,6 +33,7 @@ from edgeslim.blockwise import (
 from edgeslim.calibration import Calibration
 from edgeslim.checkpoint import Checkpoint, Skeleton, drop_parameters, quiet_transformers, write_weight
 from edgeslim.errors import CheckpointError, OutputError, RecipeError
+from edgeslim.gridfile import GRID_FILE, LinearGrid, read_grids, write_grids
 from edgeslim.journal import Journal, resumable_folder
 from edgeslim.memory import release_free_memory
 from edgeslim.progress import Progress, silent
@@ -50,6 +52,8 @@ class PruneJob:
 
     config: PruneConfig
     calibration: Calibration
+    rules: tuple[tuple[str, PruneConfig], ...] = ()
+    """Configurations of the linears whose names match a pattern, the first that does; `config` is for the others."""
     seed: int = 0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -57,20 +61,32 @@ class PruneJob:
     sequential: bool = False
     """Gather each linear's inputs after those before it in the block are pruned, not all at once."""
 
+    def config_of(self, linear: str) -> PruneConfig:
+        """Return the configuration for the linear of that name."""
+        return next((config for match, config in self.rules if fnmatch.fnmatch(linear, match)), self.config)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearReport:
-    """What became of one linear. `relative_error`: ‖(W'-W)X‖²/‖WX‖² on its calibration inputs, after rounding."""
+    """What became of one linear. `relative_error`: ‖(W'-W)X‖²/‖WX‖² on its calibration inputs, after rounding.
+
+    `quantize` is its grid and `bits` its bits a weight by count (mask and scales included), None where it has no grid.
+    """
 
     name: str
     shape: tuple[int, int]
     sparsity: float
     relative_error: float
+    quantize: str | None = None
+    bits: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneReport:
-    """What a prune did. `relative_error` is the mean over its linears; `seconds` counts work, resumed runs included."""
+    """What a prune did. `relative_error` is the mean over its linears; `seconds` counts work, resumed runs included.
+
+    `bits` is the mean over all weights of the linears, None unless every linear is on a grid.
+    """
 
     method: str
     pattern: str
@@ -80,6 +96,8 @@ class PruneReport:
     calibration: str
     seconds: float
     linears: tuple[LinearReport, ...] = field(repr=False)
+    quantize: str | None = None
+    bits: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
@@ -110,6 +128,7 @@ def prune_checkpoint(
         run = _PruneRun(checkpoint, target, job, journal, content.parent)
         records = list(run.blocks(progress))
         report = _report(job, [linear for record in records for linear in record["linears"]], records)
+        run.write_grids(checkpoint.folder / GRID_FILE, content / GRID_FILE)
         _mark(content, report, job, checkpoint)
     return report
 
@@ -124,6 +143,10 @@ class _PruneRun:
         names = all_linear_names(self._skeleton)
         check_patterns(names, job.include, "--include")
         check_patterns(names, job.exclude, "--exclude")
+        check_patterns(names, [match for match, _ in job.rules], "match")
+        self._grids = folder / "grids"
+        self._grids.mkdir(exist_ok=True)
+        self._on_grid: dict[str, LinearGrid] = {}
         self._runner = BlockRunner(self._skeleton, job.calibration.tokens, self._device)
         self._pruned = Activations(folder / "pruned.hidden")
         self._dense = Activations(folder / "dense.hidden") if job.config.needs_cross_moment else None
@@ -144,6 +167,19 @@ class _PruneRun:
             yield self._journal.steps[name]
         progress(len(names), len(names), "pruned")
 
+    def write_grids(self, before: Path, after: Path) -> None:
+        """Write the grids of all linears to the file `after`: those of this run, and of the file `before` those of
+        linears that it left alone."""
+        done = {linear["name"] for record in self._journal.steps.values() for linear in record.get("linears", ())}
+        grids = {name: entry for name, entry in read_grids(before).items() if name not in done}
+        for index in range(len(self._skeleton.block_names)):
+            grids |= read_grids(self._block_grids(index))
+        if grids:
+            write_grids(after, grids)
+
+    def _block_grids(self, index: int) -> Path:
+        return self._grids / f"{index}.safetensors"
+
     def _replay(self, index: int) -> None:
         """Send both streams through a block that is already pruned."""
         if self._dense is not None:
@@ -161,6 +197,9 @@ class _PruneRun:
         block = self._skeleton.fill_block(index, self._device)
         linears = prunable_linears(block, name, self._job.include, self._job.exclude)
         dense = twin(block) if self._dense is not None else block
+        done = self._done()
+        self._skeleton.refill_shared(index, self._device, self._target.entries, only=done)
+        linears = {full: module for full, module in linears.items() if self._first_name(full) not in done}
         stages = self._stages(index, block, linears)
         reports = [
             report
@@ -171,14 +210,29 @@ class _PruneRun:
             self._runner.advance(index, dense, self._dense)
         self._runner.advance(index, block, self._pruned)
         self._skeleton.empty_block(index)
+        if self._on_grid:
+            write_grids(self._block_grids(index), self._on_grid)
+        self._on_grid = {}
         release_free_memory()
         return {"linears": [asdict(report) for report in reports], "seconds": time.perf_counter() - started}
+
+    def _done(self) -> set[str]:
+        """Return the linears of finished blocks: one that several blocks share is pruned in the first that calls it."""
+        return {linear["name"] for record in self._journal.steps.values() for linear in record.get("linears", ())}
+
+    def _first_name(self, linear: str) -> str:
+        return self._skeleton.first_names.get(f"{linear}.weight", f"{linear}.weight").removesuffix(".weight")
 
     def _stages(self, index: int, block: nn.Module, linears: dict[str, nn.Module]) -> list[list[list[str]]]:
         """Return groups of linears with equal input, in stages: all at once, or one group after the other."""
         if not linears:
             return []
-        groups = input_groups(lambda: self._runner.run(index, block, self._pruned.read(0)), linears)
+        later = self._skeleton.shared_names()
+        groups = input_groups(
+            lambda: self._runner.run(index, block, self._pruned.read(0), 0),
+            linears,
+            optional={full for full in linears if f"{self._first_name(full)}.weight" in later},
+        )
         return [[group] for group in groups] if self._job.sequential else [groups]
 
     def _prune_stage(
@@ -219,7 +273,7 @@ class _PruneRun:
         partners = [dense.get_submodule(name.removeprefix(prefix)) for name in firsts]
         for batch in range(len(self._pruned)):
             hidden = self._pruned.read(batch)
-            seen, _ = capture_inputs(partial(self._runner.run, index, block, hidden), list(firsts.values()))
+            seen, _ = capture_inputs(partial(self._runner.run, index, block, hidden, batch), list(firsts.values()))
             original: list[Tensor] | list[None] = [None] * len(seen)
             if self._dense is not None:
                 original = self._dense_inputs(index, dense, partners, batch, self._dense, last=last)
@@ -231,7 +285,7 @@ class _PruneRun:
         self, index: int, dense: nn.Module, partners: list[nn.Module], batch: int, stream: Activations, *, last: bool
     ) -> list[Tensor]:
         """Return the inputs of `partners` in the dense stream, which the `last` call sends through the block."""
-        run = partial(self._runner.run, index, dense, stream.read(batch))
+        run = partial(self._runner.run, index, dense, stream.read(batch), batch)
         inputs, out = capture_inputs(run, partners, to_end=last)
         if out is not None:
             stream.write(batch, out)
@@ -242,13 +296,13 @@ class _PruneRun:
         entry: TensorEntry = self._skeleton.entry(f"{name}.weight", self._target.entries)
         weight = weight_matrix(module)
         transposed = not isinstance(module, nn.Linear)
-        pruned = prune_matrix(weight.to(entry.dtype), statistics, self._job.config)
+        pruned = prune_matrix(weight.to(entry.dtype), statistics, self._job.config_of(name))
         stored = pruned.weight.T.contiguous() if transposed else pruned.weight
         write_weight(entry, stored)
         module.weight.copy_(stored)  # type: ignore[operator]
         kept = int(pruned.keep.sum())
         return LinearReport(
-            name=name,
+            name=self._first_name(name),
             shape=(weight.shape[0], weight.shape[1]),
             sparsity=1 - kept / weight.numel(),
             relative_error=pruned.relative_error,
@@ -270,6 +324,7 @@ def _arguments(checkpoint: Checkpoint, job: PruneJob) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {"edgeslim": __version__, "torch": torch.__version__},
         **asdict(job.config),
+        "rules": [[match, asdict(config)] for match, config in job.rules],
     }
 
 
@@ -286,7 +341,7 @@ def _fingerprint(folder: Path) -> str:
 def _copy(source: Path, target: Path) -> None:
     """Copy the files of a checkpoint; links of a hub cache become files of their own."""
     for file in source.iterdir():
-        if file.is_file() and file.name != REPORT and file.suffix not in _NOT_COPIED:
+        if file.is_file() and file.name not in (REPORT, GRID_FILE) and file.suffix not in _NOT_COPIED:
             shutil.copyfile(file, target / file.name)
 
 
@@ -305,7 +360,23 @@ def _report(job: PruneJob, linears: list[dict[str, Any]], records: list[dict[str
         calibration=job.calibration.description,
         seconds=sum(record["seconds"] for record in records),
         linears=reports,
+        quantize=_grids_of(job),
+        bits=_mean_bits(reports),
     )
+
+
+def _grids_of(job: PruneJob) -> str | None:
+    """Return the grids of a job as one text, None where it has none."""
+    grids = {str(config.grid) for config in (job.config, *(config for _, config in job.rules)) if config.grid}
+    return ", ".join(sorted(grids)) or None
+
+
+def _mean_bits(reports: tuple[LinearReport, ...]) -> float | None:
+    total = sum(report.shape[0] * report.shape[1] for report in reports)
+    bits = [report.bits for report in reports]
+    if any(each is None for each in bits):
+        return None
+    return sum(each * r.shape[0] * r.shape[1] for each, r in zip(bits, reports, strict=True) if each) / total
 
 
 def _mark(content: Path, report: PruneReport, job: PruneJob, checkpoint: Checkpoint) -> None:
@@ -319,6 +390,8 @@ def _mark(content: Path, report: PruneReport, job: PruneJob, checkpoint: Checkpo
     recipe = {
         **asdict(job.config),
         "pattern": report.pattern,
+        "grid": None if job.config.grid is None else str(job.config.grid),
+        "layers": [_rule(match, config) for match, config in job.rules],
         "calibration": job.calibration.description,
         "samples": job.calibration.tokens.shape[0],
         "seqlen": job.calibration.tokens.shape[1],
@@ -328,4 +401,13 @@ def _mark(content: Path, report: PruneReport, job: PruneJob, checkpoint: Checkpo
         "sequential": job.sequential,
     }
     config["edgeslim"] = {**config.get("edgeslim", {}), "version": __version__, "prune": recipe}
+    config["edgeslim"].pop("grid", None)
+    if (content / GRID_FILE).is_file():
+        grid = job.config.grid
+        config["edgeslim"]["grid"] = {"file": GRID_FILE, **(asdict(grid) if grid is not None else {})}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _rule(match: str, config: PruneConfig) -> dict[str, str | None]:
+    grid = None if config.grid is None else str(config.grid)
+    return {"match": match, "pattern": str(config.pattern), "grid": grid}

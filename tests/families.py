@@ -43,6 +43,21 @@ _MAMBA: Mapping[str, Any] = MappingProxyType(
     {"hidden_size": 64, "state_size": 12, "num_hidden_layers": 3, "expand": 2, "conv_kernel": 4, "time_step_rank": 6}
 )
 
+_HYBRID: Mapping[str, Any] = MappingProxyType(
+    {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+    }
+)
+_MIXER: Mapping[str, Any] = MappingProxyType(
+    {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 2, "mamba_chunk_size": 8}
+)
+
 FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "llama": {**_ATTENTION, "tie_word_embeddings": True},
@@ -88,6 +103,74 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
         "mamba": {**_MAMBA, "tie_word_embeddings": True},
         "falcon_mamba": {**_MAMBA, "tie_word_embeddings": False},
+        "bamba": {**_HYBRID, **_MIXER, "attn_layer_indices": [1]},
+        "granitemoehybrid": {
+            **_HYBRID,
+            **_MIXER,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 2.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.25,
+            "tie_word_embeddings": True,
+        },
+        "falcon_h1": {
+            **_HYBRID,
+            **_MIXER,
+            "mamba_d_ssm": 128,
+            "num_hidden_layers": 2,
+            "head_dim": 16,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "key_multiplier": 0.7,
+            "embedding_multiplier": 3.0,
+            "lm_head_multiplier": 0.5,
+            "attention_in_multiplier": 0.8,
+            "attention_out_multiplier": 0.9,
+            "ssm_in_multiplier": 1.2,
+            "ssm_out_multiplier": 0.7,
+            "ssm_multipliers": [0.8, 0.9, 1.1, 1.2, 0.7],
+            "mlp_multipliers": [0.8, 0.6],
+        },
+        "zamba2": {
+            **_HYBRID,
+            "num_key_value_heads": 4,
+            "num_hidden_layers": 5,
+            "layers_block_type": ["linear_attention", "hybrid", "hybrid", "linear_attention", "hybrid"],
+            "num_mem_blocks": 2,
+            "n_mamba_heads": 8,
+            "mamba_ngroups": 2,
+            "mamba_d_state": 16,
+            "chunk_size": 8,
+            "adapter_rank": 8,
+            "use_shared_attention_adapter": True,
+            "use_mem_rope": True,
+        },
+        "nemotron_h": {
+            **{key: value for key, value in _HYBRID.items() if key != "num_hidden_layers"},
+            "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"],
+            "head_dim": 16,
+            "ssm_state_size": 16,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 16,
+            "n_groups": 2,
+            "chunk_size": 8,
+            "rescale_prenorm_residual": False,
+        },
+        "lfm2": {**_HYBRID, "layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 16},
+        "jamba": {
+            **_HYBRID,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "mamba_d_state": 12,
+            "mamba_dt_rank": 6,
+        },
     }
 )
 

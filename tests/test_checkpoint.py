@@ -90,13 +90,11 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         Checkpoint.open(folder).skeleton().fill_block(3, torch.device("cpu"))
 
 
-def test_blocks_that_share_weights_are_refused(tmp_path: Path) -> None:
-    from families import tiny_model
+def test_what_blocks_share_is_read_under_the_name_that_the_first_of_them_has(tmp_path: Path) -> None:
+    skeleton = Checkpoint.open(save_tiny(tmp_path, "zamba2", tokenizer=False)).skeleton()
+    first, last = "model.layers.1.shared_transformer", "model.layers.4.shared_transformer"
 
-    from edgeslim.checkpoint import Skeleton
-
-    checkpoint = Checkpoint.open(save_tiny(tmp_path, "llama", tokenizer=False))
-    model = tiny_model("llama")
-    model.model.layers[2] = model.model.layers[0]
-    with pytest.raises(CheckpointError, match="blocks 0 and 2 share"):
-        Skeleton(checkpoint, model)
+    assert skeleton.first_names[f"{last}.self_attn.q_proj.weight"] == f"{first}.self_attn.q_proj.weight"
+    blocks = [skeleton.fill_block(index, torch.device("cpu")) for index in (1, 4)]
+    queries = [block.get_submodule("shared_transformer.self_attn.q_proj").weight for block in blocks]
+    assert torch.equal(queries[0], queries[1])  # type: ignore[arg-type]

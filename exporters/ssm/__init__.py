@@ -7,12 +7,26 @@ Each is a module of onnxscript.nn whose parameters have transformers' names, mad
 from collections.abc import Callable
 from typing import Any
 
+from edgeslim.exporters.ssm.bamba import bamba
+from edgeslim.exporters.ssm.falcon_h1 import falcon_h1
+from edgeslim.exporters.ssm.granite_hybrid import granite_hybrid
+from edgeslim.exporters.ssm.jamba import jamba
+from edgeslim.exporters.ssm.lfm2 import lfm2
 from edgeslim.exporters.ssm.mamba import mamba
 from edgeslim.exporters.ssm.model import CausalLM
+from edgeslim.exporters.ssm.nemotron_h import nemotron_h
+from edgeslim.exporters.ssm.zamba2 import zamba2
 
 MODELS: dict[str, Callable[[Any], CausalLM]] = {
+    "bamba": bamba,
+    "falcon_h1": falcon_h1,
     "falcon_mamba": mamba,
+    "granitemoehybrid": granite_hybrid,
+    "jamba": jamba,
+    "lfm2": lfm2,
     "mamba": mamba,
+    "nemotron_h": nemotron_h,
+    "zamba2": zamba2,
 }
 """How the model of a transformers configuration is made, by its `model_type`."""
 

@@ -17,6 +17,9 @@ from onnxscript import OpBuilder, nn
 from edgeslim.errors import ExportError
 from edgeslim.exporters.ssm.parts import Linear, RMSNorm
 
+_STEP = 8
+"""What the operator wants the number of rotated pairs of columns to be a multiple of."""
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -27,11 +30,19 @@ class Lengths:
 
 
 class Rotary(nn.Module):
-    """Tables of cosines and sines [L, R/2], read by every attention layer."""
+    """Tables of cosines and sines [L, R/2], read by every attention layer.
+
+    The operator wants R/2 in steps of 8. Where it is not, the tables go on with columns that leave things as they are,
+    and `order` says which columns of a head must stand where; None: as they are.
+    """
 
     def __init__(self, config: Any, *, head_size: int) -> None:
         super().__init__()
         cos, sin = rotary_tables(config, head_size)
+        self.order = head_order(head_size, cos.shape[1])
+        if self.order is not None:
+            more = -cos.shape[1] % _STEP
+            cos, sin = (np.pad(t, ((0, 0), (0, more)), constant_values=v) for t, v in ((cos, 1), (sin, 0)))
         self.cos_cache = nn.Parameter(cos.shape, data=ir.tensor(cos))
         self.sin_cache = nn.Parameter(sin.shape, data=ir.tensor(sin))
 
@@ -79,15 +90,25 @@ class Attention(nn.Module):
         rotary: tuple[ir.Value, ir.Value] | None,
     ) -> tuple[ir.Value, dict[str, ir.Value]]:
         if self.q_layernorm is None or self.k_layernorm is None:
-            parts = [self.project(op, x), None, None]
-        else:
-            parts = [
-                self._normed(op, self.q_proj(op, x), self.q_layernorm),
-                self._normed(op, self.k_proj(op, x), self.k_layernorm),
-                self.v_proj(op, x),
-            ]
+            return self.attend(op, self.project(op, x), past, lengths, rotary)
+        query = self._normed(op, self.q_proj(op, x), self.q_layernorm)
+        key = self._normed(op, self.k_proj(op, x), self.k_layernorm)
+        qkv = op.Concat(query, key, self.v_proj(op, x), axis=-1)
+        return self.attend(op, qkv, past, lengths, rotary)
+
+    def attend(
+        self,
+        op: OpBuilder,
+        qkv: ir.Value,
+        past: Mapping[str, ir.Value],
+        lengths: Lengths,
+        rotary: tuple[ir.Value, ir.Value] | None,
+    ) -> tuple[ir.Value, dict[str, ir.Value]]:
+        """Attend with queries, keys and values [B, T, (Q + 2 G) D]; return the output and the cache after it."""
         y, key, value = op.GroupQueryAttention(
-            *parts,
+            qkv,
+            None,
+            None,
             past["key"],
             past["value"],
             lengths.last,
@@ -106,9 +127,8 @@ class Attention(nn.Module):
         """Queries, keys and values [B, T, (Q + 2 G) D] of one product with all three matrices."""
         layers = [self.q_proj, self.k_proj, self.v_proj]
         for layer in layers:
-            for parameter in layer.parameters():
-                register(op, parameter, layer)
-        weight = op.Concat(*(op.Transpose(layer.weight, perm=[1, 0]) for layer in layers), axis=1)
+            realize(op, layer)
+        weight = op.Transpose(op.Concat(*(layer.weight for layer in layers), axis=0), perm=[1, 0])
         qkv = op.MatMul(x, weight)
         biases = [layer.bias for layer in layers if layer.bias is not None]
         return op.Add(qkv, op.Concat(*biases, axis=0)) if biases else qkv
@@ -117,13 +137,43 @@ class Attention(nn.Module):
         return op.Reshape(norm(op, op.Reshape(x, [0, 0, -1, self.head_size])), [0, 0, -1])
 
 
-def register(op: OpBuilder, parameter: nn.Parameter, owner: nn.Module) -> None:
-    """Make `parameter` of the layer `owner` an initializer under its full name, without running the layer."""
-    op.builder.push_module(owner.name or "", type(owner).__qualname__)
+def realize(op: OpBuilder, module: nn.Module) -> None:
+    """Make the parameters of `module` and its parts initializers under their full names, without running it."""
+    if isinstance(module, nn.ModuleList):  # its members carry its name in theirs
+        for member in module:
+            realize(op, member)
+        return
+    op.builder.push_module(module.name or "", type(module).__qualname__)
     try:
-        parameter._realize(op.builder)
+        for parameter in module.parameters(recurse=False):
+            parameter._realize(op.builder)
+        for child in module.children():
+            realize(op, child)
     finally:
         op.builder.pop_module()
+
+
+def head_order(head_size: int, pairs: int) -> list[int] | None:
+    """Return the order of a head's columns in which `pairs` pairs (i, i + pairs) are a multiple of 8 apart.
+
+    Queries and keys in the same order have the same products. None where the order can stay.
+
+    Raises: ExportError where the head is too small.
+    """
+    more = -pairs % _STEP
+    if not more:
+        return None
+    if 2 * (pairs + more) > head_size:
+        raise ExportError(f"{pairs} rotated pairs of columns in heads of {head_size} do not fit the operator")
+    still = list(range(2 * pairs, head_size))
+    first, second, rest = still[:more], still[more : 2 * more], still[2 * more :]
+    return [*range(pairs), *first, *range(pairs, 2 * pairs), *second, *rest]
+
+
+def reordered(weight: torch.Tensor, head_size: int, order: list[int]) -> torch.Tensor:
+    """Return weight or bias [heads D, ...] of queries or keys with the columns of each head in `order`."""
+    heads = weight.reshape(-1, head_size, *weight.shape[1:])
+    return heads[:, order].reshape(weight.shape)
 
 
 def lengths_of(op: OpBuilder, mask: ir.Value) -> Lengths:

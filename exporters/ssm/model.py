@@ -4,14 +4,14 @@ A layer is called with (op, x, past, context) and returns its output and the sta
 its `states`: name to shape without the batch, None for the number of tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 from torch import Tensor
 
-from edgeslim.exporters.ssm.attention import Lengths, Rotary, lengths_of
+from edgeslim.exporters.ssm.attention import Attention, Lengths, Rotary, lengths_of, reordered
 from edgeslim.exporters.ssm.parts import Embedding, Linear, RMSNorm, scaled
 
 States = dict[str, ir.Value]
@@ -44,9 +44,15 @@ class Layer(nn.Module):
         self.states: Shapes = dict(getattr(mixer[1], "states", {}))
 
     def forward(
-        self, op: OpBuilder, x: ir.Value, past: Mapping[str, ir.Value], context: Context
+        self,
+        op: OpBuilder,
+        x: ir.Value,
+        past: Mapping[str, ir.Value],
+        context: Context,
+        beside: ir.Value | None = None,
     ) -> tuple[ir.Value, States]:
-        normed = getattr(self, self.norm_name)(op, x)
+        """`beside` is added to what the norm sees, not to the residual."""
+        normed = getattr(self, self.norm_name)(op, x if beside is None else op.Add(x, beside))
         y, states = mixed(op, getattr(self, self.mixer_name), normed, past, context)
         return op.Add(x, y), states
 
@@ -148,16 +154,28 @@ class CausalLM(nn.Module):
 
         Checkpoints may have been saved with or without the name of the base model; a tied head goes.
         """
-        found = {
-            name if name.startswith((f"{self.base}.", "lm_head.")) else f"{self.base}.{name}": tensor
-            for name, tensor in tensors.items()
-        }
+        found = {self._own_name(name): tensor for name, tensor in tensors.items()}
         if self.tied:
             embedding = f"{self.base}.{getattr(self, self.base).embedding_name}.weight"
             head = found.pop("lm_head.weight", None)
             if head is not None:
                 found.setdefault(embedding, head)
+        rotary = getattr(self, self.base).rotary_emb
+        if rotary is not None and rotary.order is not None:
+            found.update(self._reordered(found, rotary.order))
         return found
+
+    def _reordered(self, tensors: Mapping[str, Tensor], order: list[int]) -> Iterator[tuple[str, Tensor]]:
+        for path, module in self.named_modules():
+            if isinstance(module, Attention):
+                for name in (f"{path}.{part}.{kind}" for part in ("q_proj", "k_proj") for kind in ("weight", "bias")):
+                    if name in tensors:
+                        yield name, reordered(tensors[name], module.head_size, order)
+
+    def _own_name(self, name: str) -> str:
+        if name.startswith("lm_head."):
+            return name
+        return f"{self.base}.{name.removeprefix('model.').removeprefix('backbone.')}"
 
     def forward(
         self, op: OpBuilder, ids: ir.Value, mask: ir.Value | None, past: Sequence[Mapping[str, ir.Value]]

@@ -75,7 +75,7 @@ class StateSpaceMixer(nn.Module):
     def _scan(self, op: OpBuilder, xbc: ir.Value, raw: ir.Value, past: ir.Value) -> tuple[ir.Value, ir.Value]:
         shared = self.groups * self.state
         x, b, c = op.Split(xbc, [self.inner, shared, shared], axis=-1, _outputs=3)
-        dt = self._clamped(op, op.Softplus(op.Add(raw, self.dt_bias)))
+        dt = op.Softplus(op.Add(self._limited(op, raw), self.dt_bias))
         decay = op.Mul(op.Neg(op.Exp(self.A_log)), dt)
         x_heads = op.Reshape(x, [0, 0, self.heads, self.head_size])
         value = op.Reshape(op.Mul(op.Unsqueeze(dt, [-1]), x_heads), [0, 0, self.inner])
@@ -95,12 +95,14 @@ class StateSpaceMixer(nn.Module):
         skip = op.Mul(op.Reshape(self.D, [1, 1, self.heads, 1]), x_heads)
         return op.Add(y, op.Reshape(skip, [0, 0, self.inner])), present
 
-    def _clamped(self, op: OpBuilder, dt: ir.Value) -> ir.Value:
+    def _limited(self, op: OpBuilder, raw: ir.Value) -> ir.Value:
+        """Clamp softplus(raw + bias) to the limits by clamping raw: softplus grows with its argument."""
         low, high = self.limits
-        if low <= 0 and high == math.inf:
-            return dt  # softplus is positive by itself
-        bounds = [constant(op, low), *([] if high == math.inf else [constant(op, high)])]
-        return op.Clip(dt, *bounds)
+        if low > 0:
+            raw = op.Max(raw, op.Sub(constant(op, math.log(math.expm1(low))), self.dt_bias))
+        if high < math.inf:
+            raw = op.Min(raw, op.Sub(constant(op, math.log(math.expm1(high))), self.dt_bias))
+        return raw
 
     def _for_each_head(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """[B, T, G N] to [B, T, M N]."""
