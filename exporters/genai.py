@@ -88,6 +88,7 @@ def _decoder(
         options["session.disable_prepacking"] = "1"
     if library is not None:
         options["custom_ops_library"] = library
+        options["enable_cpu_mem_arena"] = False  # few large buffers a run: an arena only keeps more of them
     return {
         "session_options": options,
         "filename": GRAPH,
