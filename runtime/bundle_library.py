@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeslim.runtime.config import read_object
-from edgeslim.runtime.library import VARIABLE, architecture, find_library, library_name
+from edgeslim.runtime.library import ISA_VARIABLE, VARIABLE, KernelLibrary, architecture, find_library, library_name
 from edgeslim.runtime.manifest import GENAI_CONFIG, MANIFEST
 
 BODIES = "function bodies"
@@ -28,9 +28,11 @@ class BundleLibrary:
 
     @property
     def warning(self) -> str | None:
-        """One sentence where operators of ours are there and run without their kernels."""
-        if not self.needed or self.path is not None or os.environ.get(VARIABLE) == "none":
+        """One sentence where operators of ours run otherwise than asked for: without kernels, or with other ones."""
+        if not self.needed or os.environ.get(VARIABLE) == "none":
             return None
+        if self.path is not None:
+            return _other_isa(KernelLibrary(self.path))
         return (
             f"the bundle has no kernel library for {architecture()} ({library_name()}): its function bodies run "
             f"instead, slower and with unpacked weights; export it again with --arch {architecture()}"
@@ -52,6 +54,16 @@ def bundle_library(bundle: Path) -> BundleLibrary:
     if VARIABLE not in os.environ and usable and (bundle / inside).is_file():
         return BundleLibrary(needed=True, path=bundle / inside, inside=inside)
     return BundleLibrary(needed=True, path=find_library())
+
+
+def _other_isa(library: KernelLibrary) -> str | None:
+    asked = os.environ.get(ISA_VARIABLE)
+    if not asked or asked == library.chosen:
+        return None
+    return (
+        f"{ISA_VARIABLE}={asked}: this machine has no such kernels, {library.chosen} runs; "
+        f"known here are {', '.join(library.isas)}"
+    )
 
 
 @contextmanager

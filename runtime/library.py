@@ -22,6 +22,9 @@ from edgeslim.errors import EdgeslimError, RuntimeUnavailable
 VARIABLE = "EDGESLIM_LIBRARY"
 """Environment variable: path of the library to use, or ``none``."""
 
+ISA_VARIABLE = "EDGESLIM_ISA"
+"""Environment variable: the kernel variant to use instead of the best one, read by the library itself."""
+
 ARCHITECTURES = ("x86_64", "aarch64")
 """Architectures that there are kernels for."""
 

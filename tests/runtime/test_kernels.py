@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 
 from edgeslim.cli import app
 from edgeslim.errors import BundleError, RecipeError, RuntimeUnavailable
+from edgeslim.runtime.bundle_library import BundleLibrary
 from edgeslim.runtime.costs import read_costs, refreshed_path, speed, write_costs
 from edgeslim.runtime.inspection import inspect_bundle
 from edgeslim.runtime.kernel_bench import bench_kernels, cost_table, random_matrix
-from edgeslim.runtime.library import find_library, kernel_library, library_name
+from edgeslim.runtime.library import KernelLibrary, find_library, kernel_library, library_name
 
 needs_library = pytest.mark.skipif(
     find_library() is None, reason="no kernel library: edgeslim was installed without a compiler"
@@ -113,3 +114,15 @@ def test_inspect_shows_layers_and_verifies_files(bundle_copy: Path) -> None:
     (bundle_copy / "config.json").write_text("{}")
     with pytest.raises(BundleError, match=r"config.json: has 2 bytes"):
         inspect_bundle(bundle_copy)
+
+
+@needs_library
+def test_an_unknown_kernel_variant_is_named_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = find_library()
+    assert path is not None
+    library = BundleLibrary(needed=True, path=path)
+    monkeypatch.setenv("EDGESLIM_ISA", "avx3")
+    assert "EDGESLIM_ISA=avx3" in str(library.warning)
+    assert KernelLibrary(path).chosen in str(library.warning)
+    monkeypatch.setenv("EDGESLIM_ISA", KernelLibrary(path).chosen)
+    assert library.warning is None
