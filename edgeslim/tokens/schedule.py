@@ -48,13 +48,10 @@ def formula_cut(layers: Sequence[int], ratios: Sequence[float], depth: int) -> f
     return 1 - total / depth
 
 
-def formula_ratio(layers: Sequence[int], depth: int, cut: float) -> float:
-    """Return the one ratio that gives `cut` by the formula.
-
-    Raises: RecipeError naming the largest cut when half of the tokens at every layer is not enough.
-    """
-    if (most := formula_cut(layers, [0.5] * len(layers), depth)) < cut:
-        raise _unreachable(cut, most, layers)
+def formula_ratio(layers: Sequence[int], depth: int, cut: float) -> float | None:
+    """Return the one ratio that gives `cut` by the formula, None where halving at every layer is too little."""
+    if formula_cut(layers, [0.5] * len(layers), depth) < cut:
+        return None
     low, high = 0.5, 1.0
     for _ in range(60):
         middle = (low + high) / 2
