@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgeslim.errors import EvaluationError, RecipeError, first_line
 from edgeslim.output import new_folder, refuse_existing
 from edgeslim.progress import Progress, silent
-from edgeslim.recipe import EvalRecipe, ExportRecipe, ProfileRecipe, PruneRecipe, RunRecipe, from_options
+from edgeslim.recipe import EvalRecipe, ExportRecipe, LayerRecipe, ProfileRecipe, PruneRecipe, RunRecipe, from_options
 
 if TYPE_CHECKING:
+    from edgeslim.checkpoint import Checkpoint
     from edgeslim.evaluate.perplexity import PerplexityResult
     from edgeslim.pruner import PruneReport
     from edgeslim.pruning.methods import PruneConfig
+    from edgeslim.pruning.patterns import Pattern
     from edgeslim.runtime.inspection import Inspection
     from edgeslim.runtime.kernel_bench import KernelReport
     from edgeslim.runtime.manifest import Manifest
@@ -33,12 +35,14 @@ def prune(
     force: bool = False,
     restart: bool = False,
     trust_remote_code: bool = False,
+    allow_pickle: bool = False,
     progress: Progress = silent,
     **options: Any,
 ) -> "PruneReport":
     """Prune the checkpoint `model` (a folder or hub id) into the new folder `output`; return what became of it.
 
-    `options` are the keys of `PruneRecipe`. A killed prune called again with the same arguments goes on after its last
+    `options` are the keys of `PruneRecipe`. `allow_pickle` also reads weights that lie in pickles, without running
+    their code. A killed prune called again with the same arguments goes on after its last
     finished block; `restart` begins anew, `force` replaces an existing output.
 
     Raises: RecipeError, CheckpointError, CalibrationError, PruneError, OutputError.
@@ -50,7 +54,7 @@ def prune(
     from edgeslim.checkpoint import Checkpoint
     from edgeslim.pruner import PruneJob, prune_checkpoint
 
-    checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code)
+    checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     progress(0, 1, "reading calibration text")
     calibration = sample_windows(
         read_text(recipe.calib),
@@ -62,6 +66,7 @@ def prune(
     config, sequential = _prune_config(recipe)
     job = PruneJob(
         config=config,
+        rules=tuple((layer.match, _layer_config(layer, config, recipe)) for layer in recipe.layers),
         calibration=calibration,
         seed=recipe.seed,
         include=recipe.include,
@@ -73,11 +78,17 @@ def prune(
 
 
 def export(
-    model: StrPath, output: StrPath, *, force: bool = False, progress: Progress = silent, **options: Any
+    model: StrPath,
+    output: StrPath,
+    *,
+    force: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress = silent,
+    **options: Any,
 ) -> "Manifest":
     """Export `model`, a checkpoint or an ONNX file, into the new bundle `output`; return its manifest.
 
-    `options`: see `ExportRecipe`.
+    `options`: see `ExportRecipe`. `allow_pickle` also reads weights that lie in pickles, without running their code.
 
     Raises: RecipeError, CheckpointError, ExportError, ParityError, OutputError.
     """
@@ -105,7 +116,7 @@ def export(
             return export_onnx(Path(model), folder, **shared)
     from edgeslim.checkpoint import Checkpoint
 
-    checkpoint = Checkpoint.open(model)
+    checkpoint = Checkpoint.open(model, allow_pickle=allow_pickle)
     with new_folder(output, force=force) as folder:
         return export_checkpoint(checkpoint.folder, folder, **shared)
 
@@ -163,7 +174,12 @@ def profile(bundle: StrPath, *, progress: Progress = silent, **options: Any) -> 
 
 
 def eval(
-    model: StrPath, *, trust_remote_code: bool = False, progress: Progress = silent, **options: Any
+    model: StrPath,
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress = silent,
+    **options: Any,
 ) -> "PerplexityResult":
     """Return the perplexity of a checkpoint or a bundle on a text. `options`: see `EvalRecipe`.
 
@@ -175,7 +191,10 @@ def eval(
 
     if (Path(model) / MANIFEST).is_file():
         return _eval_bundle(Path(model), text, recipe, progress)
-    return _eval_checkpoint(model, text, recipe, trust_remote_code, progress)
+    from edgeslim.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    return _eval_checkpoint(checkpoint, text, recipe, progress)
 
 
 def compress(
@@ -206,15 +225,13 @@ Mamba-2 instead of 27 %; with it, sequence closed 61 % on the Llama instead of 5
 def _prune_config(recipe: PruneRecipe) -> tuple["PruneConfig", bool]:
     """Return the method's configuration, and whether linears of a block are pruned one after the other."""
     from edgeslim.pruning.methods import PruneConfig
-    from edgeslim.pruning.patterns import Unstructured, parse_pattern
+    from edgeslim.quantize.grid import parse_grid
 
-    pattern = parse_pattern(recipe.pattern) if recipe.pattern else Unstructured(sparsity=_sparsity(recipe))
-    if isinstance(pattern, Unstructured):
-        pattern = replace(pattern, scope=recipe.scope)  # type: ignore[arg-type]
     target, sequential = _STREAMS[recipe.effort] if recipe.method == "mrp" else ("pruned", False)
     config = PruneConfig(
         method=recipe.method,  # type: ignore[arg-type]
-        pattern=pattern,
+        pattern=_pattern(recipe.pattern, recipe.sparsity, recipe.scope),
+        grid=parse_grid(recipe.quantize) if recipe.quantize else None,
         effort=recipe.effort,  # type: ignore[arg-type]
         mask_rule=recipe.mask_rule,  # type: ignore[arg-type]
         solver=recipe.solver,  # type: ignore[arg-type]
@@ -223,8 +240,23 @@ def _prune_config(recipe: PruneRecipe) -> tuple["PruneConfig", bool]:
     return config, sequential if recipe.sequential is None else recipe.sequential
 
 
-def _sparsity(recipe: PruneRecipe) -> float:
-    return 0.5 if recipe.sparsity is None else recipe.sparsity
+def _pattern(text: str | None, sparsity: float | None, scope: str) -> "Pattern":
+    """Return the pattern meant by `text` ("2:4") or a sparsity, by 50 % where both are None."""
+    from edgeslim.pruning.patterns import Unstructured, parse_pattern
+
+    pattern = parse_pattern(text) if text else Unstructured(sparsity=0.5 if sparsity is None else sparsity)
+    return replace(pattern, scope=scope) if isinstance(pattern, Unstructured) else pattern  # type: ignore[arg-type]
+
+
+def _layer_config(layer: LayerRecipe, config: "PruneConfig", recipe: PruneRecipe) -> "PruneConfig":
+    """Return `config` with what `layer` says otherwise."""
+    from edgeslim.quantize.grid import parse_grid
+
+    if layer.pattern is not None or layer.sparsity is not None:
+        config = replace(config, pattern=_pattern(layer.pattern, layer.sparsity, recipe.scope))
+    if layer.quantize is None:
+        return config
+    return replace(config, grid=None if layer.quantize == "none" else parse_grid(layer.quantize))
 
 
 def _calibration_length(recipe: PruneRecipe, config: Any) -> int:
@@ -274,13 +306,10 @@ def _eval_bundle(bundle: Path, text: str, recipe: EvalRecipe, progress: Progress
     )
 
 
-def _eval_checkpoint(
-    model: StrPath, text: str, recipe: EvalRecipe, trust_remote_code: bool, progress: Progress
-) -> "PerplexityResult":
-    from edgeslim.checkpoint import Checkpoint, quiet_transformers
+def _eval_checkpoint(checkpoint: "Checkpoint", text: str, recipe: EvalRecipe, progress: Progress) -> "PerplexityResult":
+    from edgeslim.checkpoint import quiet_transformers
     from edgeslim.evaluate.checkpoint import model_perplexity
 
-    checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code)
     with quiet_transformers():
         return model_perplexity(
             checkpoint.load(),

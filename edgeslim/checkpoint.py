@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgeslim.conversion import ready_folder
 from edgeslim.errors import CheckpointError, did_you_mean, first_line
 from edgeslim.experts import split_experts_
 from edgeslim.tensorfile import TensorEntry, read_entries, read_tensor, write_tensor
@@ -33,19 +34,15 @@ class Checkpoint:
     trust_remote_code: bool = False
 
     @classmethod
-    def open(cls, model: str | Path, *, trust_remote_code: bool = False) -> "Checkpoint":
+    def open(cls, model: str | Path, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> "Checkpoint":
         """Return the checkpoint at the folder `model`, or download the hub id `model` and return that.
 
-        Raises: CheckpointError where there is neither, or the folder holds no safetensors.
+        A checkpoint of mamba_ssm is that of its converted copy; so is one of pickled weights, with `allow_pickle`.
+
+        Raises: CheckpointError where there is neither, or the folder holds no weights that may be read.
         """
-        checkpoint = cls(_find(model), trust_remote_code)
-        if not (checkpoint.folder / "config.json").is_file():
-            raise CheckpointError(f"{checkpoint.folder}: no config.json; expected a Hugging Face checkpoint folder")
-        if not any(checkpoint.folder.glob("*.safetensors")):
-            pickled = any(checkpoint.folder.glob("*.bin"))
-            found = "only pickled weights (*.bin), which can run code when loaded" if pickled else "no weights"
-            raise CheckpointError(f"{checkpoint.folder}: {found}; expected *.safetensors")
-        return checkpoint
+        folder = _find(model, pickles=allow_pickle)
+        return cls(ready_folder(folder, allow_pickle=allow_pickle), trust_remote_code)
 
     @cached_property
     def config(self) -> Any:
@@ -246,7 +243,7 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _find(model: str | Path) -> Path:
+def _find(model: str | Path, *, pickles: bool = False) -> Path:
     folder = Path(model)
     if folder.is_dir():
         return folder
@@ -256,7 +253,7 @@ def _find(model: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", *(["*.bin"] if pickles else [])]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as fault:

@@ -13,9 +13,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from edgeslim import __version__, api
-from edgeslim.errors import EdgeslimError
+from edgeslim.errors import EdgeslimError, RecipeError
 from edgeslim.progress import Progress, progress_bar
-from edgeslim.recipe import EvalRecipe, ExportRecipe, ProfileRecipe, PruneRecipe, RunRecipe
+from edgeslim.recipe import EvalRecipe, ExportRecipe, LayerRecipe, ProfileRecipe, PruneRecipe, RunRecipe, read_recipe
 
 app = typer.Typer(
     name="edgeslim",
@@ -43,6 +43,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Begin anew instead of resuming an interrupted run.")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint brings.")]
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read weights in pickles (*.bin), running no code.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine.  [default: the engine's choice]")]
 Engine = Annotated[str, typer.Option(help="auto, genai (onnxruntime-genai) or ort (onnxruntime).")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -67,6 +68,12 @@ def prune(
     method: Annotated[str, typer.Option(help="magnitude, wanda, sparsegpt or mrp.")] = _PRUNE.method,
     sparsity: Annotated[float | None, typer.Option(help="Share of weights to prune.  [default: 0.5]")] = None,
     pattern: Annotated[str | None, typer.Option(help="n:m, such as 2:4: n weights kept of every m inputs.")] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="Put the kept weights on a grid: int8, int4, int3 or int2, as int3:64.")
+    ] = None,
+    layers: Annotated[
+        Path | None, typer.Option(help="A recipe (TOML) whose [[prune.layers]] set some linears apart.")
+    ] = None,
     scope: Annotated[str, typer.Option(help="Where the share is counted: row or layer.")] = _PRUNE.scope,
     calib: Annotated[
         str | None, typer.Option(help="Text file, folder, JSONL or dataset id.  [default: the bundled text]")
@@ -85,6 +92,7 @@ def prune(
     include: Annotated[list[str] | None, typer.Option(help="Only linears whose name matches; repeatable.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No linears whose name matches; repeatable.")] = None,
     trust_remote_code: Remote = False,
+    allow_pickle: Pickle = False,
     force: Force = False,
     restart: Restart = False,
     as_json: Json = False,
@@ -97,11 +105,14 @@ def prune(
             force=force,
             restart=restart,
             trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
             progress=progress,
             **_given(
                 method=method,
                 sparsity=sparsity,
                 pattern=pattern,
+                quantize=quantize,
+                layers=_layers(layers),
                 scope=scope,
                 calib=calib,
                 samples=samples,
@@ -120,6 +131,9 @@ def prune(
     if as_json:
         return _print_json(report.to_json())
     print(f"{output}: {report.method}, {report.pattern}, {len(report.linears)} linears, {report.sparsity:.1%} pruned")
+    if report.quantize is not None:
+        mean = "" if report.bits is None else f", {report.bits:.2f} bits a weight with mask and scales"
+        print(f"on the grid {report.quantize}{mean}")
     print(f"relative output error {report.relative_error:.4f} (mean over linears), {report.seconds:.0f} s")
     print(f"calibrated on {report.calibration}")
 
@@ -138,6 +152,7 @@ def export(
     library: Annotated[
         bool, typer.Option("--library/--no-library", help="Take the kernel library along.")
     ] = _EXPORT.library,
+    allow_pickle: Pickle = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -148,6 +163,7 @@ def export(
             model,
             output,
             force=force,
+            allow_pickle=allow_pickle,
             progress=progress,
             **_given(weights=weights, lowering=lowering, arch=architectures, library=library),
         )
@@ -268,6 +284,7 @@ def evaluate(
     rule: Annotated[str, typer.Option(help="edgeslim, or reference: that of the papers' scripts.")] = _EVAL.rule,
     device: Device = _EVAL.device,
     trust_remote_code: Remote = False,
+    allow_pickle: Pickle = False,
     as_json: Json = False,
 ) -> None:
     """Perplexity of a checkpoint or a bundle on a text."""
@@ -275,6 +292,7 @@ def evaluate(
         result = api.eval(
             model,
             trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
             progress=progress,
             **_given(text=text, seqlen=seqlen, rule=rule, device=device),
         )
@@ -335,6 +353,16 @@ def _one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted; long work resumes when called again with the same arguments", file=sys.stderr)
         sys.exit(130)
+
+
+def _layers(recipe: Path | None) -> tuple[LayerRecipe, ...] | None:
+    """Return the settings of single linears that the [prune] step of the recipe in the file `recipe` holds."""
+    if recipe is None:
+        return None
+    step = read_recipe(recipe).prune
+    if step is None or not step.layers:
+        raise RecipeError(f"{recipe}: no [[prune.layers]]; expected at least one")
+    return step.layers
 
 
 def _given(**options: Any) -> dict[str, Any]:
