@@ -37,7 +37,7 @@ RESAMPLES = 2000
 PROMPT = 252
 """Tokens of a recall prompt up to its first answer."""
 DISTANCES = (8, 60, 120, 180, 230)
-_BATCH = 16
+_BATCH = 64
 
 
 class PromptModel(Protocol):
@@ -198,47 +198,72 @@ def summarize_text(reduced: TextScores, dense: TextScores) -> dict[str, Any]:
     }
 
 
-def reduction_suite(
-    models: Callable[[int], tuple[PromptModel, PromptModel]],
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    """How much to score: for each of `seeds` `windows` windows of `seqlen` tokens, `prompts` prompts of each task."""
+
+    seqlen: int = 256
+    suffix: int = 64
+    windows: int = 32
+    prompts: int = 64
+    seeds: Sequence[int] = SEEDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """One model on everything: its text scores (None: no text), and its hits for each task."""
+
+    text: TextScores | None
+    hits: list[Reals]
+
+
+def score(
+    model_of: Callable[[int], PromptModel],
     tokens: Sequence[int] | Tokens | None,
     tasks: Sequence[RecallTask],
+    amount: Amount,
     *,
-    seqlen: int = 256,
-    suffix: int = 64,
-    windows: int = 32,
-    prompts: int = 64,
-    seeds: Sequence[int] = SEEDS,
     on_progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Return every figure of the suite as plain JSON values.
-
-    `models` gives the reduced and the dense model for a seed (which the random baseline uses); `tokens` [N] are those
-    of a text, None: recall only. For each seed `windows` text windows and `prompts` prompts of each of `tasks`.
+) -> Scores:
+    """Score the model that `model_of` gives for each seed, on the text `tokens` [N] (None: none) and on `tasks`.
 
     Raises: EvaluationError, RecipeError.
     """
-    steps, done = len(seeds) * 2 * (len(tasks) + (tokens is not None)), 0
-    text: list[list[TextScores]] = [[], []]
-    hits: list[list[list[Reals]]] = [[[] for _ in tasks] for _ in range(2)]
-    for seed in seeds:
-        for side, model in enumerate(models(seed)):
-            if tokens is not None:
-                text[side].append(
-                    score_text(model, text_windows(tokens, seqlen=seqlen, count=windows, seed=seed), suffix)
-                )
-            for index, task in enumerate(tasks):
-                hits[side][index].append(score_recall(model, task, prompts, seed=seed))
-            done += len(tasks) + (tokens is not None)
-            if on_progress is not None:
-                on_progress(done, steps)
-    result: dict[str, Any] = {"seeds": list(seeds), "seqlen": seqlen, "suffix": suffix, "windows": windows * len(seeds)}
-    if tokens is not None:
-        result |= summarize_text(*(_stacked(scores) for scores in text))
-    for name, side_hits in zip(("recall", "dense_recall"), hits, strict=True):
-        result[name] = [
-            asdict(summarize_recall(task, np.concatenate(found))) for task, found in zip(tasks, side_hits, strict=True)
-        ]
+    text: list[TextScores] = []
+    hits: list[list[Reals]] = [[] for _ in tasks]
+    steps, done = len(amount.seeds) * (len(tasks) + (tokens is not None)), 0
+    for seed in amount.seeds:
+        model = model_of(seed)
+        if tokens is not None:
+            drawn = text_windows(tokens, seqlen=amount.seqlen, count=amount.windows, seed=seed)
+            text.append(score_text(model, drawn, amount.suffix))
+            done = _report(on_progress, done, steps)
+        for found, task in zip(hits, tasks, strict=True):
+            found.append(score_recall(model, task, amount.prompts, seed=seed))
+            done = _report(on_progress, done, steps)
+    return Scores(text=_stacked(text) if text else None, hits=[np.concatenate(found) for found in hits])
+
+
+def compare(reduced: Scores, dense: Scores, tasks: Sequence[RecallTask], amount: Amount) -> dict[str, Any]:
+    """Return every figure of the suite, each with its `dense_` partner, as plain JSON values."""
+    result: dict[str, Any] = {
+        "seeds": list(amount.seeds),
+        "seqlen": amount.seqlen,
+        "suffix": amount.suffix,
+        "windows": amount.windows * len(amount.seeds),
+    }
+    if reduced.text is not None and dense.text is not None:
+        result |= summarize_text(reduced.text, dense.text)
+    for name, scores in (("recall", reduced), ("dense_recall", dense)):
+        result[name] = [asdict(summarize_recall(task, hits)) for task, hits in zip(tasks, scores.hits, strict=True)]
     return result
+
+
+def _report(on_progress: Progress | None, done: int, steps: int) -> int:
+    """Report one more step and return how many are done."""
+    if on_progress is not None:
+        on_progress(done + 1, steps)
+    return done + 1
 
 
 def _continue(model: PromptModel, last: Logits, following: Tokens) -> Reals:

@@ -18,6 +18,9 @@ from edgeslim.tokens.blocks import LayerState, Mixed
 from edgeslim.tokens.importance import scan_importance
 from edgeslim.tokens.methods import Seen
 
+_CHUNK = 32
+"""Tokens whose decays are computed at once in Mamba's scan."""
+
 
 class _ScanBlocks(ABC):
     """What both families share. A layer's state: the last k - 1 inputs of the convolution [B, P, k - 1], the scan's."""
@@ -106,12 +109,17 @@ def selective_scan(
     """
     x, b, c = x.float(), b.float(), c.float()
     h = x.new_zeros(x.shape[0], x.shape[2], a.shape[1]) if state is None else state
-    driven = step * x
     outputs = []
-    for t in range(x.shape[1]):
-        h = torch.exp(step[:, t, :, None] * a) * h + driven[:, t, :, None] * b[:, t, None, :]
-        outputs.append((h @ c[:, t, :, None])[..., 0])
-    return torch.stack(outputs, 1), h
+    for start in range(0, x.shape[1], _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        decay = torch.exp(step[:, rows, :, None] * a)
+        driven = (step[:, rows] * x[:, rows])[..., None] * b[:, rows, None, :]
+        states = []
+        for t in range(decay.shape[1]):
+            h = torch.addcmul(driven[:, t], decay[:, t], h)
+            states.append(h)
+        outputs.append((torch.stack(states, 1) @ c[:, rows, :, None])[..., 0])
+    return torch.cat(outputs, 1), h
 
 
 def _convolve(mixer: Any, x: Tensor, state: LayerState | None) -> tuple[Tensor, Tensor]:

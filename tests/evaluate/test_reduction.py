@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from edgeslim.errors import EvaluationError, RecipeError
 from edgeslim.evaluate.recall import RecallTask, RecallVocabulary
 from edgeslim.evaluate.reduction import (
+    Amount,
+    compare,
     mean_with_interval,
     recall_tasks,
-    reduction_suite,
+    score,
     score_recall,
     score_text,
     summarize_recall,
@@ -140,16 +142,12 @@ def test_the_suite_puts_every_figure_beside_its_dense_partner():
         ("copy", 15),
     ]
     seen = []
-    result = reduction_suite(
-        lambda seed: (Bag(lambda n: n % 2 == 0), Bag(lambda n: True)),
-        tokens,
-        tasks,
-        seqlen=20,
-        suffix=5,
-        windows=4,
-        prompts=3,
-        on_progress=lambda done, total: seen.append((done, total)),
+    amount = Amount(seqlen=20, suffix=5, windows=4, prompts=3)
+    reduced, dense = (
+        score(lambda seed, keep=keep: Bag(keep), tokens, tasks, amount, on_progress=lambda *done: seen.append(done))
+        for keep in (lambda n: n % 2 == 0, lambda n: True)
     )
+    result = compare(reduced, dense, tasks, amount)
     assert result["windows"] == 12 and result["seeds"] == [0, 1, 2]
     assert result["coverage"] == pytest.approx(7 / 14)  # of 14 scored positions 0 … 13 every second
     assert result["dense_coverage"] == 1.0
@@ -160,14 +158,14 @@ def test_the_suite_puts_every_figure_beside_its_dense_partner():
     assert result["suffix_ratio"] == pytest.approx(result["suffix_perplexity"] / result["dense_suffix_perplexity"])
     assert len(result["recall"]) == len(result["dense_recall"]) == 4
     assert result["recall"][0]["prompts"] == 9
-    assert seen[-1] == (30, 30)
+    assert seen[-1] == (15, 15)
 
 
 def test_a_model_against_itself_loses_nothing():
     tokens = np.random.default_rng(1).integers(SIZE, size=300)
-    result = reduction_suite(
-        lambda seed: (Bag(lambda n: True), Bag(lambda n: True)), tokens, [], seqlen=20, suffix=5, windows=4
-    )
+    amount = Amount(seqlen=20, suffix=5, windows=4)
+    scores = score(lambda seed: Bag(lambda n: True), tokens, [], amount)
+    result = compare(scores, scores, [], amount)
     assert result["suffix_ratio_interval"] == [1.0, 1.0]
     assert result["kept_perplexity"] == result["dense_kept_perplexity"]
 
