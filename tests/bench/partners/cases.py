@@ -12,7 +12,7 @@ from edgeslim.runtime.machine import Load, LoadWatch, busy_warning, probe_load
 from edgeslim.runtime.profiler import profile_bundle
 
 LLAMA_PYTHON = Path(__file__).parents[3] / "build" / "llama-venv" / "bin" / "python"
-LLAMA_FORMS = ("q8_0", "q4_0")
+LLAMA_FORMS = ("q8_0", "q4_0", "q4_K", "q3_K", "q2_K")
 _WORKER = Path(__file__).with_name("llama_worker.py")
 
 

@@ -1,10 +1,12 @@
 """Write llama.cpp's files of a dense checkpoint: GGUF with every matrix, head and embedding too, in one form.
 
-Runs in the environment that has llama.cpp: ``python gguf_files.py CHECKPOINT FILE q8_0|q4_0``; needs numpy and gguf
-alone. Names and reshapes follow llama.cpp's convert_hf_to_gguf.py; the token list is invented.
+Runs in the environment that has llama.cpp: ``python gguf_files.py CHECKPOINT FILE q8_0|q4_0|q4_K|q3_K|q2_K``. Names and
+reshapes follow llama.cpp's convert_hf_to_gguf.py; the token list is invented. The K forms are llama.cpp's own work on
+a file in float32: its mixtures of types, without an importance matrix.
 """
 
 import argparse
+import ctypes
 import json
 import struct
 from collections.abc import Iterator
@@ -16,8 +18,22 @@ import numpy as np
 import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
-FORMS = {"q8_0": gguf.GGMLQuantizationType.Q8_0, "q4_0": gguf.GGMLQuantizationType.Q4_0}
-_FILE_TYPES = {"q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0}
+FORMS = {
+    "f32": gguf.GGMLQuantizationType.F32,
+    "q8_0": gguf.GGMLQuantizationType.Q8_0,
+    "q4_0": gguf.GGMLQuantizationType.Q4_0,
+}
+_FILE_TYPES = {
+    "f32": gguf.LlamaFileType.ALL_F32,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+}
+_MIXTURES = {
+    "q4_K": gguf.LlamaFileType.MOSTLY_Q4_K_M,
+    "q3_K": gguf.LlamaFileType.MOSTLY_Q3_K_M,
+    "q2_K": gguf.LlamaFileType.MOSTLY_Q2_K,
+}
+"""What llama.cpp's own quantizer makes, by the short names that it has for them."""
 _ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "mamba2": gguf.MODEL_ARCH.MAMBA2}
 
 
@@ -26,11 +42,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("file", type=Path)
-    parser.add_argument("form", choices=FORMS)
+    parser.add_argument("form", choices=[*FORMS, *_MIXTURES])
     args = parser.parse_args()
     partial = args.file.with_suffix(".partial")
-    write_file(args.checkpoint, partial, args.form)
+    if args.form in FORMS:
+        write_file(args.checkpoint, partial, args.form)
+    else:
+        single = args.file.with_suffix(".f32")
+        write_file(args.checkpoint, single, "f32")
+        quantize(single, partial, args.form)
+        single.unlink()
     partial.rename(args.file)
+
+
+def quantize(source: Path, file: Path, form: str) -> None:
+    """Let llama.cpp write `file` in one of its mixtures from `source`, a file in float32."""
+    import llama_cpp  # only here: the other forms need numpy and gguf alone
+
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype = int(_MIXTURES[form])
+    options.nthread = 2
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(file).encode(), ctypes.byref(options)):
+        raise RuntimeError(f"{source}: llama.cpp does not make {form} of it")
 
 
 def write_file(checkpoint: Path, file: Path, form: str) -> None:
@@ -47,7 +80,7 @@ def write_file(checkpoint: Path, file: Path, form: str) -> None:
         target, array = _converted(names, name, array, config)
         if _is_product(name, array):
             kind = FORMS[form]
-            array = gguf.quants.quantize(array, kind)
+            array = array if form == "f32" else gguf.quants.quantize(array, kind)
         writer.add_tensor(target, array, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
