@@ -33,17 +33,36 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerRecipe:
+    """Settings of the linears whose names `match` (as "*.down_proj"), in place of the recipe's own.
+
+    Of `sparsity` and `pattern` at most one; neither means the recipe's, as `quantize` None does ("none": no grid).
+    """
+
+    match: str
+    sparsity: float | None = None
+    pattern: str | None = None
+    quantize: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_sparsity(self.sparsity, self.pattern)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruneRecipe:
     """How to prune a checkpoint.
 
-    One of `sparsity` (share of each linear's weights) and `pattern` ("2:4": 2 kept of every 4 inputs); neither means
-    50 %. `calib` None is the bundled text; `seqlen` None the model's context, at most 2048. `effort` picks measured
+    One of `sparsity` (share of each linear's weights) and `pattern` ("2:4": 2 kept of every 4 inputs), or both with a
+    pattern "block:64" (every 64 outputs share their inputs, of which `sparsity` is pruned); neither means 50 %. `calib` None is the bundled text; `seqlen` None the model's context, at most 2048. `effort` picks measured
     combinations of `mask_rule`, `solver`, `target` and `sequential`; each of these, where given, overrides it.
+    `quantize` ("int3:64": 3 bits, 64 inputs a scale) puts the kept weights on a grid of integers; with sparsity 0 that
+    is GPTQ. `layers` are other settings for some linears; the first whose `match` fits a linear's name holds.
     """
 
     method: str = "mrp"
     sparsity: float | None = None
     pattern: str | None = None
+    quantize: str | None = None
     scope: str = "row"
     calib: str | None = None
     samples: int = 128
@@ -57,12 +76,10 @@ class PruneRecipe:
     sequential: bool | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    layers: tuple[LayerRecipe, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.sparsity is not None and self.pattern is not None:
-            raise RecipeError(f"sparsity and pattern exclude each other, got {self.sparsity} and {self.pattern!r}")
-        if self.sparsity is not None and not 0 <= self.sparsity < 1:
-            raise RecipeError(f"sparsity must be in [0, 1), got {self.sparsity}")
+        _check_sparsity(self.sparsity, self.pattern)
         for name, choices in _PRUNE_CHOICES.items():
             _check_choice(name, getattr(self, name), choices)
         _check_least("samples", self.samples, 1)
@@ -164,6 +181,12 @@ class Recipe:
     baseline: bool = True
 
 
+_REQUIRED: dict[Any, dict[str, str]] = {
+    Recipe: {"model": "a checkpoint folder or hub id"},
+    LayerRecipe: {"match": 'a pattern of linears\' names, such as "*.down_proj"'},
+}
+
+
 def read_recipe(file: Path) -> Recipe:
     """Return the recipe in the TOML `file`.
 
@@ -189,8 +212,9 @@ def from_table(cls: type[T], table: dict[str, Any], where: str) -> T:
             raise RecipeError(f"{where}: unknown key {key!r}{did_you_mean(key, names)}")
     hints = get_type_hints(cls)
     values = {key: _value(hints[key], value, f"{where}: {key}") for key, value in table.items()}
-    if cls is Recipe and "model" not in values:
-        raise RecipeError(f"{where}: key 'model' is missing; expected a checkpoint folder or hub id")
+    for key, expected in _REQUIRED.get(cls, {}).items():
+        if key not in values:
+            raise RecipeError(f"{where}: key {key!r} is missing; expected {expected}")
     try:
         return cls(**values)
     except RecipeError as fault:
@@ -214,8 +238,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return None
         if is_dataclass(option) and isinstance(value, dict):
             return from_table(option, value, where.replace(": ", ": [", 1) + "]")  # type: ignore[arg-type]
-        if get_origin(option) is tuple and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
-            return tuple(value)
+        if get_origin(option) is tuple and isinstance(value, list | tuple):
+            item = get_args(option)[0]
+            if is_dataclass(item) and all(isinstance(v, dict | item) for v in value):
+                return tuple(_item(item, v, f"{where}[{number}]") for number, v in enumerate(value))
+            if item is str and all(isinstance(v, str) for v in value):
+                return tuple(value)
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if isinstance(option, type) and isinstance(value, option) and (option is bool) == isinstance(value, bool):
@@ -224,15 +252,28 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     raise RecipeError(f"{where}: expected {expected}, got {value!r}")
 
 
+def _item(cls: Any, value: Any, where: str) -> Any:
+    return from_table(cls, value, where) if isinstance(value, dict) else value
+
+
 def _type_name(option: Any) -> str:
     if is_dataclass(option):
         return "a table"
-    return "a list of strings" if get_origin(option) is tuple else str(option.__name__)
+    if get_origin(option) is tuple:
+        return "a list of strings" if get_args(option)[0] is str else "a list of tables"
+    return str(option.__name__)
 
 
 def _check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
     if value is not None and value not in choices:
         raise RecipeError(f"{name} must be one of {', '.join(choices)}, got {value!r}{did_you_mean(value, choices)}")
+
+
+def _check_sparsity(sparsity: float | None, pattern: str | None) -> None:
+    if sparsity is not None and pattern is not None and not pattern.lstrip().startswith("block:"):
+        raise RecipeError(f"sparsity and pattern exclude each other, got {sparsity} and {pattern!r}")
+    if sparsity is not None and not 0 <= sparsity < 1:
+        raise RecipeError(f"sparsity must be in [0, 1), got {sparsity}")
 
 
 def _check_least(name: str, value: int | None, least: int) -> None:

@@ -22,12 +22,14 @@ from torch import Tensor
 
 from edgeslim.errors import PruneError, RecipeError, did_you_mean
 from edgeslim.pruning.mrp import MASK_RULES
-from edgeslim.pruning.patterns import NM, Pattern, Unstructured, keep_mask
+from edgeslim.pruning.patterns import NM, Blocks, Pattern, Unstructured, keep_mask
 from edgeslim.pruning.product import times_transposed
 from edgeslim.pruning.scores import magnitude_scores, wanda_scores
 from edgeslim.pruning.solve import MEMORY, solve_cg, solve_exact
 from edgeslim.pruning.sparsegpt import reference_pattern, sweep
 from edgeslim.pruning.statistics import Factored, InputStatistics, factor
+from edgeslim.quantize.grid import Grid
+from edgeslim.quantize.solve import OnGrid, quantize
 
 Method = Literal["magnitude", "wanda", "sparsegpt", "mrp"]
 Rule = Literal["s", "m", "progressive", "admm"]
@@ -44,12 +46,14 @@ EFFORTS: dict[str, tuple[Rule, Solver, float]] = {"fast": ("progressive", "cg", 
 class PruneConfig:
     """How to prune one matrix. `mask_rule`, `solver` and `cg_tolerance` are MRP's; where None, `effort` decides.
 
+    With a `grid` the kept weights end on it, whatever the method: mask and solution are where the joint search starts.
     `target` is MRP's too: "pruned" repeats w on the inputs seen, "dense" also repairs what earlier pruned layers have
     changed in them, for which the statistics must carry C.
     """
 
     method: Method = "mrp"
     pattern: Pattern = field(default_factory=lambda: Unstructured(sparsity=0.5))
+    grid: Grid | None = None
     effort: Effort = "best"
     mask_rule: Rule | None = None
     solver: Solver | None = None
@@ -77,13 +81,13 @@ class PruneConfig:
 
     @property
     def rule(self) -> str:
-        """The mask rule that MRP uses."""
-        return self.mask_rule or EFFORTS[self.effort][0]
+        """The mask rule that MRP uses; for blocks of rows, whose masks come in rounds, at any effort the same."""
+        return self.mask_rule or ("progressive" if isinstance(self.pattern, Blocks) else EFFORTS[self.effort][0])
 
     @property
     def solve_by(self) -> str:
-        """The solver that MRP uses."""
-        return self.solver or EFFORTS[self.effort][1]
+        """The solver that MRP uses; for blocks of rows Cholesky's, since one factorisation serves a block."""
+        return self.solver or ("cholesky" if isinstance(self.pattern, Blocks) else EFFORTS[self.effort][1])
 
     @property
     def tolerance(self) -> float:
@@ -98,11 +102,15 @@ class PruneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedMatrix:
-    """A pruned weight [out, in] in its first dtype, its mask [out, in], and ‖(w' - w)X‖² / ‖wX‖² of what is stored."""
+    """A pruned weight [out, in] in its first dtype, its mask [out, in], and ‖(w' - w)X‖² / ‖wX‖² of what is stored.
+
+    `on_grid` has the integers and scales whose product the weight is, where a grid was asked for.
+    """
 
     weight: Tensor
     keep: Tensor
     relative_error: float
+    on_grid: OnGrid | None = None
 
 
 def prune_matrix(w: Tensor, statistics: InputStatistics, config: PruneConfig) -> PrunedMatrix:
@@ -119,8 +127,14 @@ def prune_matrix(w: Tensor, statistics: InputStatistics, config: PruneConfig) ->
     if not bool(torch.isfinite(exact).all()):
         raise PruneError("weights must be finite, got infinity or NaN")
     weight, keep = METHODS[config.method](exact, statistics, config)
+    on_grid = None
+    if config.grid is not None:
+        target, system = _goal(exact, statistics, config)
+        on_grid = quantize(weight * keep, keep, target, system, config.pattern, config.grid, config.effort)
+        weight, keep = on_grid.weight, on_grid.keep
     stored = (weight * keep).to(w.dtype)
-    return PrunedMatrix(weight=stored, keep=keep, relative_error=relative_error(exact, stored, statistics.h))
+    error = relative_error(exact, stored, statistics.h)
+    return PrunedMatrix(weight=stored, keep=keep, relative_error=error, on_grid=on_grid)
 
 
 def relative_error(w: Tensor, pruned: Tensor, h: Tensor) -> float:
@@ -153,7 +167,8 @@ def _sparsegpt(w: Tensor, statistics: InputStatistics, config: PruneConfig) -> t
     return sweep(_without_dead(w, h), factor(h, config.damping).u, reference_pattern(config.pattern))
 
 
-def _mrp(w: Tensor, statistics: InputStatistics, config: PruneConfig) -> tuple[Tensor, Tensor]:
+def _goal(w: Tensor, statistics: InputStatistics, config: PruneConfig) -> tuple[Tensor, Factored]:
+    """Return the target t and the damped system under which the pruned weight shall be close to it."""
     h = statistics.h.to(w)
     system = factor(h, config.damping)
     target = _without_dead(w, h)
@@ -161,6 +176,13 @@ def _mrp(w: Tensor, statistics: InputStatistics, config: PruneConfig) -> tuple[T
         if statistics.c is None:
             raise PruneError("target dense needs statistics with a cross moment, got none")
         target = dense_target(target, h, statistics.c.to(w), system, config.target_strength)
+    return target, system
+
+
+def _mrp(w: Tensor, statistics: InputStatistics, config: PruneConfig) -> tuple[Tensor, Tensor]:
+    target, system = _goal(w, statistics, config)
+    if config.pattern.sparsity == 0:
+        return target, torch.ones_like(target, dtype=torch.bool)
     if config.rule == "admm" and config.solve_by == "cg":
         system = system.without_inverse()
     keep, start = MASK_RULES[config.rule](target, system, config.pattern)
