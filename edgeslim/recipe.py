@@ -28,6 +28,7 @@ WEIGHTS = ("auto", "fp32", "fp16", "int8", "int4", "int3")
 LOWERINGS = ("auto", "kernel", "gather", "dense")
 ENGINES = ("auto", "genai", "ort")
 RULES = ("edgeslim", "reference")
+SUITES = ("perplexity", "reduction")
 
 T = TypeVar("T")
 
@@ -97,6 +98,35 @@ _PRUNE_CHOICES = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReduceRecipe:
+    """How to reduce the tokens of prompts; see `edgeslim.tokens.plan.ReductionPlan` for the rules.
+
+    `flops` is the share of a prefill's FLOPs to save at prompts of `prompt_tokens`, and gives the ratio; or `ratio` is
+    the share of tokens kept at each layer. Neither means flops 0.2. `layers` () are chosen by the model's depth.
+    `metric` None is clip in state-space models, attention in transformers.
+    """
+
+    method: str = "utrc"
+    flops: float | None = None
+    layers: tuple[int, ...] = ()
+    ratio: float | None = None
+    metric: str | None = None
+    q: float = 0.5
+    hidden: str = "hybrid"
+    residual: str = "merge"
+    merge: str = "pairwise"
+    protect_last: int = 4
+    protect_first: bool = False
+    prompt_tokens: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.flops is not None and self.ratio is not None:
+            raise RecipeError(f"flops and ratio exclude each other, got {self.flops} and {self.ratio}")
+        _check_least("prompt_tokens", self.prompt_tokens, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportRecipe:
     """How to turn a checkpoint, or an ONNX model, into a bundle.
 
@@ -156,15 +186,22 @@ class ProfileRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRecipe:
-    """What to score. `text` None is the bundled held-out text; `rule` "reference" is the scripts' of the papers."""
+    """What to score. `text` None is the bundled held-out text; `rule` "reference" is the scripts' of the papers.
+
+    `suite` "reduction" compares a model whose tokens are reduced with itself unreduced, over `seeds` seeds.
+    """
 
     text: str | None = None
     seqlen: int = 256
     rule: str = "edgeslim"
+    suite: str = "perplexity"
+    seeds: int = 3
     device: str = "auto"
 
     def __post_init__(self) -> None:
         _check_choice("rule", self.rule, RULES)
+        _check_choice("suite", self.suite, SUITES)
+        _check_least("seeds", self.seeds, 1)
         _check_least("seqlen", self.seqlen, 2)
 
 
@@ -242,7 +279,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             item = get_args(option)[0]
             if is_dataclass(item) and all(isinstance(v, dict | item) for v in value):
                 return tuple(_item(item, v, f"{where}[{number}]") for number, v in enumerate(value))
-            if item is str and all(isinstance(v, str) for v in value):
+            if item in (str, int) and all(isinstance(v, item) and not isinstance(v, bool) for v in value):
                 return tuple(value)
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
@@ -260,7 +297,7 @@ def _type_name(option: Any) -> str:
     if is_dataclass(option):
         return "a table"
     if get_origin(option) is tuple:
-        return "a list of strings" if get_args(option)[0] is str else "a list of tables"
+        return {str: "a list of strings", int: "a list of integers"}.get(get_args(option)[0], "a list of tables")
     return str(option.__name__)
 
 
