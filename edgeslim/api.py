@@ -241,10 +241,10 @@ def _prune_config(recipe: PruneRecipe) -> tuple["PruneConfig", bool]:
 
 
 def _pattern(text: str | None, sparsity: float | None, scope: str) -> "Pattern":
-    """Return the pattern meant by `text` ("2:4") or a sparsity, by 50 % where both are None."""
+    """Return the pattern meant by `text` ("2:4", "block:64") or a sparsity, by 50 % where none is given."""
     from edgeslim.pruning.patterns import Unstructured, parse_pattern
 
-    pattern = parse_pattern(text) if text else Unstructured(sparsity=0.5 if sparsity is None else sparsity)
+    pattern = parse_pattern(text, sparsity) if text else Unstructured(sparsity=0.5 if sparsity is None else sparsity)
     return replace(pattern, scope=scope) if isinstance(pattern, Unstructured) else pattern  # type: ignore[arg-type]
 
 

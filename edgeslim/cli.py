@@ -67,7 +67,9 @@ def prune(
     output: Output,
     method: Annotated[str, typer.Option(help="magnitude, wanda, sparsegpt or mrp.")] = _PRUNE.method,
     sparsity: Annotated[float | None, typer.Option(help="Share of weights to prune.  [default: 0.5]")] = None,
-    pattern: Annotated[str | None, typer.Option(help="n:m, such as 2:4: n weights kept of every m inputs.")] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="n:m (2:4: 2 kept of every 4 inputs) or block:ROWS (outputs that share inputs).")
+    ] = None,
     quantize: Annotated[
         str | None, typer.Option(help="Put the kept weights on a grid: int8, int4, int3 or int2, as int3:64.")
     ] = None,

@@ -54,8 +54,9 @@ class PruneRecipe:
     """How to prune a checkpoint.
 
     One of `sparsity` (share of each linear's weights) and `pattern` ("2:4": 2 kept of every 4 inputs), or both with a
-    pattern "block:64" (every 64 outputs share their inputs, of which `sparsity` is pruned); neither means 50 %. `calib` None is the bundled text; `seqlen` None the model's context, at most 2048. `effort` picks measured
-    combinations of `mask_rule`, `solver`, `target` and `sequential`; each of these, where given, overrides it.
+    pattern "block:64" (every 64 outputs share their inputs, of which `sparsity` is pruned); neither means 50 %. `calib`
+    None is the bundled text; `seqlen` None the model's context, at most 2048. `effort` picks measured combinations of
+    `mask_rule`, `solver`, `target` and `sequential`; each of these, where given, overrides it.
     `quantize` ("int3:64": 3 bits, 64 inputs a scale) puts the kept weights on a grid of integers; with sparsity 0 that
     is GPTQ. `layers` are other settings for some linears; the first whose `match` fits a linear's name holds.
     """

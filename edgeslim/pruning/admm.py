@@ -11,7 +11,7 @@ Letters, all in units where diag H = 1 (t ← t · sqrt(H_jj), H_ij ← H_ij / s
     ρ        strength of the pull between W and D
     Q, λ     eigenvectors and eigenvalues of H
 
-    W ← t + ρ (D - V - t)(H + ρI)⁻¹;    D ← the pattern's largest of |W + V|;    V ← W + V - D
+    W ← t + ρ (D - V - t)(H + ρI)⁻¹;    D ← the pattern's largest of (W + V)²;    V ← W + V - D
 """
 
 from collections.abc import Callable
@@ -52,13 +52,13 @@ def admm(target: Tensor, h: Tensor, pattern: Pattern, schedule: Schedule | None 
     scale = h.diagonal().sqrt()
     t = target * scale
     puller = _puller((h / scale).div_(scale[:, None]), t.shape[0] * schedule.hold)
-    keep, rho = keep_mask(t.abs(), pattern), schedule.start
+    keep, rho = keep_mask(t.square(), pattern), schedule.start
     d, v = t * keep, torch.zeros_like(t)
     for step in range(schedule.steps):
         if step % schedule.hold == 0:
             pull = puller(rho)
         y = pull(d.sub_(v).sub_(t)).add_(t).add_(v)
-        before, keep = keep, keep_mask(torch.abs(y, out=d), pattern)
+        before, keep = keep, keep_mask(torch.square(y, out=d), pattern)
         moved = int(before.logical_xor_(keep).count_nonzero()) / max(int(keep.count_nonzero()), 1)
         torch.mul(y, keep, out=d)
         if moved == 0 and step:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from edgeslim.errors import RecipeError
 from edgeslim.pruning.admm import admm
-from edgeslim.pruning.patterns import NM, Pattern, keep_mask
+from edgeslim.pruning.blocks import mask_in_rounds
+from edgeslim.pruning.patterns import NM, Blocks, Pattern, keep_mask
 from edgeslim.pruning.scores import joint_mask, obs_scores
 from edgeslim.pruning.sparsegpt import sweep
 from edgeslim.pruning.statistics import Factored
@@ -32,7 +33,9 @@ def _by_joint_loss(target: Tensor, system: Factored, pattern: Pattern) -> Choice
     return joint_mask(target, system.inverse, pattern), None
 
 
-def _by_sweep(target: Tensor, system: Factored, pattern: Pattern) -> Choice:
+def _by_rounds(target: Tensor, system: Factored, pattern: Pattern) -> Choice:
+    if isinstance(pattern, Blocks):
+        return mask_in_rounds(target, system.inverse, pattern), None
     swept, keep = sweep(target, system.u, pattern)
     return keep, swept
 
@@ -44,6 +47,6 @@ def _by_admm(target: Tensor, system: Factored, pattern: Pattern) -> Choice:
 MASK_RULES: dict[str, MaskRule] = {
     "s": _by_obs_score,
     "m": _by_joint_loss,
-    "progressive": _by_sweep,
+    "progressive": _by_rounds,
     "admm": _by_admm,
 }

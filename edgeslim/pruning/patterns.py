@@ -5,6 +5,8 @@ from the weights, since a kept weight may be zero.
 
     Unstructured(sparsity=0.5)      row 0:  x . x . . x . x      any place; a count per row, or one for the layer
     NM(n=2, m=4)                    row 0:  x . x . | . . x x    two KEPT of every four consecutive inputs
+    Blocks(rows=2, sparsity=0.5)    row 0:  x . . x x . . x      two rows after the other read the same inputs
+                                    row 1:  x . . x x . . x
 
 References
 [1] Mishra et al., Accelerating Sparse Deep Neural Networks (arXiv 2104.08378): the 2:4 pattern, n kept of m.
@@ -75,19 +77,61 @@ class NM:
         return math.ceil(self.n * length / self.m)
 
 
-Pattern = Unstructured | NM
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Let every `rows` consecutive outputs (the last block may have fewer) share their inputs; prune the share
+    `sparsity` of these in each block."""
+
+    rows: int
+    sparsity: float
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise RecipeError(f"pattern block:ROWS must have at least 1 row, got {self.rows}")
+        if not 0 <= self.sparsity < 1:
+            raise RecipeError(f"sparsity must be in [0, 1), got {self.sparsity}")
+
+    def __str__(self) -> str:
+        return f"block:{self.rows}:{self.sparsity:g}"
+
+    @property
+    def density(self) -> float:
+        """Share of weights kept."""
+        return 1 - self.sparsity
+
+    def sums(self, scores: Tensor) -> Tensor:
+        """Sum scores over the rows of each block.  scores: [out, in] -> [blocks, in]."""
+        return torch.stack([block.sum(0) for block in scores.split(self.rows)])
+
+    def spread(self, of_blocks: Tensor, outputs: int) -> Tensor:
+        """Give each row what its block has.  of_blocks: [blocks, in] -> [outputs, in]."""
+        return of_blocks.repeat_interleave(self.rows, 0)[:outputs]
 
 
-def parse_pattern(text: str) -> Pattern:
-    """Read ``"2:4"`` as two kept of every four, ``"0.5"`` or ``"50%"`` as half of each row pruned.
+Pattern = Unstructured | NM | Blocks
+
+
+def parse_pattern(text: str, sparsity: float | None = None) -> Pattern:
+    """Read ``"2:4"`` as two kept of every four, ``"0.5"`` or ``"50%"`` as half of each row pruned, ``"block:64"`` as
+    blocks of 64 rows with `sparsity` (None: half) of their inputs pruned, ``"block:64:0.25"`` with that share.
 
     Raises: RecipeError naming the rule and the value.
     """
+    if match := re.fullmatch(r"\s*block:(\d+)(?::(\d*\.?\d+))?\s*", text):
+        if match[2] is not None and sparsity is not None:
+            raise RecipeError(f"sparsity and pattern exclude each other, got {sparsity} and {text!r}")
+        asked = float(match[2]) if match[2] is not None else 0.5 if sparsity is None else sparsity
+        return Blocks(rows=int(match[1]), sparsity=asked)
+    if sparsity is not None:
+        raise RecipeError(f"sparsity and pattern exclude each other, got {sparsity} and {text!r}")
     if match := re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text):
         return NM(n=int(match[1]), m=int(match[2]))
     if match := re.fullmatch(r"\s*(\d*\.?\d+)\s*(%?)\s*", text):
         return Unstructured(sparsity=float(match[1]) / (100 if match[2] else 1))
-    raise RecipeError(f"pattern must be n:m (such as 2:4) or a sparsity (such as 0.5 or 50%), got {text!r}")
+    raise RecipeError(
+        "pattern must be n:m (such as 2:4), block:ROWS (such as block:64) or a sparsity (such as 0.5 or 50%), "
+        f"got {text!r}"
+    )
 
 
 def pruned_count(total: int, sparsity: float) -> int:
@@ -98,10 +142,14 @@ def pruned_count(total: int, sparsity: float) -> int:
 def keep_mask(scores: Tensor, pattern: Pattern) -> Tensor:
     """The mask that keeps the largest scores.  scores: [out, in] -> bool [out, in].
 
-    Counts are exact; of equal scores the one further left (in row-major order) is pruned first.
+    Counts are exact; of equal scores the one further left (in row-major order) is pruned first. An input of a block is
+    worth the sum of its scores.
     """
     if isinstance(pattern, NM):
         return _keep_of_groups(scores, pattern)
+    if isinstance(pattern, Blocks):
+        pruned = smallest(pattern.sums(scores), pruned_count(scores.shape[1], pattern.sparsity))
+        return pattern.spread(~pruned, scores.shape[0])
     if pattern.scope == "row":
         return ~smallest(scores, pruned_count(scores.shape[1], pattern.sparsity))
     flat = scores.reshape(1, -1)

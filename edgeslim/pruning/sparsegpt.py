@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from edgeslim.pruning.patterns import NM, Pattern, Unstructured, keep_mask, pruned_count, smallest
+from edgeslim.pruning.patterns import NM, Blocks, Pattern, Unstructured, keep_mask, pruned_count, smallest
 
 BLOCK = 128
 
@@ -28,7 +28,8 @@ def sweep(
     """Prune by one sweep; returns the weight and its mask, both [out, in].
 
     w: [out, in]; u: [in, in]. The mask is chosen on the way by `pattern` or, where `keep` is given, taken from it.
-    Unstructured masks are chosen per block of columns, over all rows (scope "layer") or in each row (scope "row").
+    Unstructured masks are chosen per block of columns, over all rows (scope "layer") or in each row (scope "row");
+    those that blocks of rows share, per block of columns in each block of rows.
     """
     columns = w.T.clone(memory_format=torch.contiguous_format)  # [in, out]: the sweep freezes row after row
     kept = torch.ones_like(columns, dtype=torch.bool) if keep is None else keep.T.contiguous()
@@ -37,7 +38,7 @@ def sweep(
         block = max(block - block % pattern.m, pattern.m)  # a group never straddles two blocks
     for start in range(0, inputs, block):
         end = min(start + block, inputs)
-        if keep is None and isinstance(pattern, Unstructured):
+        if keep is None and isinstance(pattern, Unstructured | Blocks):
             kept[start:end] = _block_mask(columns[start:end], u[start:end, start:end], pattern, start, inputs)
         errors = _sweep_block(columns, kept, u, start, end, pattern if keep is None else None)
         columns[end:] -= u[start:end, end:].T @ errors
@@ -57,16 +58,19 @@ def _sweep_block(columns: Tensor, kept: Tensor, u: Tensor, start: int, end: int,
     return errors
 
 
-def _block_mask(columns: Tensor, factors: Tensor, pattern: Unstructured, start: int, inputs: int) -> Tensor:
+def _block_mask(columns: Tensor, factors: Tensor, pattern: Unstructured | Blocks, start: int, inputs: int) -> Tensor:
     """Mask of one block of columns by the weights as they stand.  columns: [block, out]; factors: [block, block]."""
     scores = columns.square() / factors.diagonal().square()[:, None]
     before, after = start, start + columns.shape[0]
-    if pattern.scope == "layer":
+    if isinstance(pattern, Unstructured) and pattern.scope == "layer":
         rows = columns.shape[1]
         count = pruned_count(rows * after, pattern.sparsity) - pruned_count(rows * before, pattern.sparsity)
         return ~smallest(scores.reshape(1, -1), count).view(scores.shape)
     count = pruned_count(after, pattern.sparsity) - pruned_count(before, pattern.sparsity)
-    return ~smallest(scores.T.contiguous(), count).T
+    of_rows = scores.T.contiguous()
+    if isinstance(pattern, Blocks):
+        return ~pattern.spread(smallest(pattern.sums(of_rows), count), of_rows.shape[0]).T
+    return ~smallest(of_rows, count).T
 
 
 def _choose_group_(columns: Tensor, kept: Tensor, u: Tensor, first: int, pattern: NM) -> None:

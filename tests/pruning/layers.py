@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgeslim.pruning.patterns import NM, Pattern, Unstructured
+from edgeslim.pruning.patterns import NM, Blocks, Pattern, Unstructured
 from edgeslim.pruning.statistics import Factored, InputStatistics, factor
 
 
@@ -33,9 +33,11 @@ def layers(draw: st.DrawFn, most_inputs: int = 24) -> tuple[Tensor, Tensor]:
 
 @st.composite
 def patterns(draw: st.DrawFn) -> Pattern:
-    if draw(st.booleans()):
-        scope = draw(st.sampled_from(["row", "layer"]))
-        return Unstructured(sparsity=draw(st.sampled_from([0.0, 0.1, 0.5, 0.7, 0.95])), scope=scope)
+    kind = draw(st.sampled_from(["row", "layer", "block", "n:m"]))
+    if kind in ("row", "layer"):
+        return Unstructured(sparsity=draw(st.sampled_from([0.0, 0.1, 0.5, 0.7, 0.95])), scope=kind)  # type: ignore[arg-type]
+    if kind == "block":
+        return Blocks(rows=draw(st.integers(1, 4)), sparsity=draw(st.sampled_from([0.0, 0.25, 0.5, 0.9])))
     m = draw(st.integers(2, 6))
     return NM(n=draw(st.integers(1, m - 1)), m=m)
 

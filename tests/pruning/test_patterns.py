@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from pruning.layers import patterns
 
 from edgeslim.errors import RecipeError
-from edgeslim.pruning.patterns import NM, Pattern, Unstructured, keep_mask, parse_pattern, pruned_count
+from edgeslim.pruning.patterns import NM, Blocks, Pattern, Unstructured, keep_mask, parse_pattern, pruned_count
 
 
 @settings(deadline=None)
@@ -16,6 +16,9 @@ def test_mask_keeps_exact_counts_even_where_scores_tie(pattern: Pattern, rows: i
     if isinstance(pattern, NM):
         for group in keep.split(pattern.m, dim=1):
             assert (group.sum(1) == pattern.kept_of(group.shape[1])).all()
+    elif isinstance(pattern, Blocks):
+        assert all((block == block[0]).all() for block in keep.split(pattern.rows))
+        assert ((~keep).sum(1) == pruned_count(inputs, pattern.sparsity)).all()
     elif pattern.scope == "row":
         assert ((~keep).sum(1) == pruned_count(inputs, pattern.sparsity)).all()
     else:
@@ -27,7 +30,10 @@ def test_mask_keeps_exact_counts_even_where_scores_tie(pattern: Pattern, rows: i
 def test_no_pruned_score_beats_a_kept_one_it_competes_with(pattern: Pattern, seed: int) -> None:
     scores = torch.rand(5, 13, generator=torch.Generator().manual_seed(seed))
     keep = keep_mask(scores, pattern)
-    if isinstance(pattern, NM):
+    if isinstance(pattern, Blocks):
+        blocks = zip(scores.split(pattern.rows), keep.split(pattern.rows), strict=True)
+        pairs = [(part.sum(0, keepdim=True), kept[:1]) for part, kept in blocks]
+    elif isinstance(pattern, NM):
         pairs = list(zip(scores.split(pattern.m, 1), keep.split(pattern.m, 1), strict=True))
     else:
         pairs = [(scores, keep)] if pattern.scope == "row" else [(scores.reshape(1, -1), keep.reshape(1, -1))]
@@ -53,6 +59,8 @@ def test_sparsity_is_not_lost_to_binary_fractions() -> None:
         (" 1 : 3 ", NM(n=1, m=3)),
         ("0.5", Unstructured(sparsity=0.5)),
         ("60%", Unstructured(sparsity=0.6)),
+        ("block:64", Blocks(rows=64, sparsity=0.5)),
+        ("block:320:0.25", Blocks(rows=320, sparsity=0.25)),
     ],
 )
 def test_patterns_are_read(text: str, pattern: Pattern) -> None:
@@ -66,6 +74,8 @@ def test_patterns_are_read(text: str, pattern: Pattern) -> None:
         ("0:4", "pattern n:m must have 0 < n < m, got 0:4"),
         ("1.5", r"sparsity must be in \[0, 1\), got 1.5"),
         ("2-4", "pattern must be n:m .* got '2-4'"),
+        ("block:0", "block:ROWS must have at least 1 row, got 0"),
+        ("block:8:1.5", r"sparsity must be in \[0, 1\), got 1.5"),
     ],
 )
 def test_patterns_that_cannot_be_meant_are_refused_by_rule_and_value(text: str, message: str) -> None:
@@ -76,3 +86,17 @@ def test_patterns_that_cannot_be_meant_are_refused_by_rule_and_value(text: str, 
 def test_density_and_sparsity_add_to_one() -> None:
     assert NM(n=1, m=4).density == 0.25 and NM(n=1, m=4).sparsity == 0.75
     assert Unstructured(sparsity=0.3).density == 0.7
+
+
+def test_the_share_pruned_of_a_block_is_said_beside_the_pattern_or_in_it_and_only_once() -> None:
+    assert parse_pattern("block:64", 0.25) == parse_pattern("block:64:0.25") == Blocks(rows=64, sparsity=0.25)
+    assert parse_pattern(str(Blocks(rows=64, sparsity=0.25))) == Blocks(rows=64, sparsity=0.25)
+    for text in ("block:64:0.25", "2:4", "0.5"):
+        with pytest.raises(RecipeError, match=r"sparsity and pattern exclude each other, got 0\.25"):
+            parse_pattern(text, 0.25)
+
+
+def test_an_input_of_a_block_is_worth_the_sum_over_its_rows_and_a_ragged_block_has_fewer() -> None:
+    scores = torch.tensor([[9.0, 1, 1, 1], [0, 5, 5, 1], [0, 1, 0, 2]])
+    keep = keep_mask(scores, Blocks(rows=2, sparsity=0.5))
+    assert keep.tolist() == [[True, False, True, False]] * 2 + [[False, True, False, True]]

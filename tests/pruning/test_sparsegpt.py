@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from pruning.layers import layers, naive_sweep, patterns, random_layer, system_of
 from torch import Tensor
 
-from edgeslim.pruning.patterns import NM, Pattern, Unstructured, keep_mask, pruned_count
+from edgeslim.pruning.patterns import NM, Blocks, Pattern, Unstructured, keep_mask, pruned_count
 from edgeslim.pruning.solve import objective
 from edgeslim.pruning.sparsegpt import reference_pattern, sweep
 from edgeslim.pruning.statistics import factor
@@ -33,7 +33,7 @@ def test_sweep_keeps_exact_counts(layer: tuple[Tensor, Tensor], pattern: Pattern
     if isinstance(pattern, NM):
         for group in keep.split(pattern.m, dim=1):
             assert (group.sum(1) == pattern.kept_of(group.shape[1])).all()
-    elif pattern.scope == "row":
+    elif isinstance(pattern, Blocks) or pattern.scope == "row":
         assert ((~keep).sum(1) == pruned_count(w.shape[1], pattern.sparsity)).all()
     else:
         assert int((~keep).sum()) == pruned_count(w.numel(), pattern.sparsity)
