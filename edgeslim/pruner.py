@@ -300,12 +300,16 @@ class _PruneRun:
         stored = pruned.weight.T.contiguous() if transposed else pruned.weight
         write_weight(entry, stored)
         module.weight.copy_(stored)  # type: ignore[operator]
-        kept = int(pruned.keep.sum())
+        kept, on_grid, first = int(pruned.keep.sum()), pruned.on_grid, self._first_name(name)
+        if on_grid is not None:
+            self._on_grid[first] = LinearGrid(on_grid.grid, on_grid.scales.to("cpu", torch.float16).numpy())
         return LinearReport(
-            name=self._first_name(name),
+            name=first,
             shape=(weight.shape[0], weight.shape[1]),
             sparsity=1 - kept / weight.numel(),
             relative_error=pruned.relative_error,
+            quantize=None if on_grid is None else str(on_grid.grid),
+            bits=None if on_grid is None else bits_per_weight(on_grid.codes, on_grid.grid),
         )
 
 

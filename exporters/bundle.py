@@ -18,6 +18,7 @@ from edgeslim.errors import OutputError
 from edgeslim.exporters.data_file import write_data
 from edgeslim.exporters.genai import genai_config
 from edgeslim.exporters.graph import build_graph, read_config
+from edgeslim.exporters.grids import read_checkpoint_grids
 from edgeslim.exporters.libraries import copy_libraries, find_libraries
 from edgeslim.exporters.lowering import lower, scratch_file
 from edgeslim.exporters.parity import check_parity
@@ -72,7 +73,8 @@ def export_checkpoint(
     transformers; OutputError when `bundle_dir` is not an empty folder.
     """
     libraries = find_libraries(architectures)
-    plan = make_plan(weights, lowering, library=bool(libraries), costs=target_costs(libraries))
+    grids = read_checkpoint_grids(checkpoint_dir)
+    plan = make_plan(weights, lowering, library=bool(libraries), costs=target_costs(libraries), grids=grids)
     check_folder(bundle_dir)
     config = read_config(checkpoint_dir)
     progress("graph")

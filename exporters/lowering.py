@@ -63,7 +63,7 @@ def lower(model: ir.Model, plan: Plan, scratch: Path, progress: Progress = lambd
         return _lower_to_gather(model, plan, measured)
     selected = {node for node, layer in measured.items() if plan.select(layer)}
     run_passes(model, [PackedLinears(select=lambda node: (node.name or "") in selected, lookups=plan.bits < 32)])
-    run_passes(model, [SplitSkipNorms(), FuseNorm(), FuseGate(), JoinLinears(), FuseSums()])
+    run_passes(model, [SplitSkipNorms(), FuseNorm(), FuseGate(), JoinLinears(plan.joinable), FuseSums()])
     run_passes(model, [FuseAttention(), FuseCausalConv(), FuseStateSpace()])
     store = StorePacked(_chooser(model.graph, plan), scratch, progress=progress)
     run_passes(model, [store])
@@ -78,7 +78,7 @@ def lower(model: ir.Model, plan: Plan, scratch: Path, progress: Progress = lambd
 
 def _lower_to_stock(model: ir.Model, plan: Plan, measured: Mapping[str, Linear]) -> Lowered:
     if plan.is_integer:
-        run_passes(model, [QuantizeLinears(plan.bits)])
+        run_passes(model, [QuantizeLinears(plan.plain_bits, given=plan.given_stock)])
         form = f"blocks of {BLOCK}, int{plan.bits}"
     else:
         run_passes(model, [HalfWeights()] if plan.bits == 16 else [])

@@ -91,8 +91,9 @@ class Packed:
         return int(np.bitwise_count(self.masks).sum()) if self.masks is not None else self.n * self.k
 
 
-def pack(weight: F32, form: Form) -> Packed:
-    """Return `weight` [N, K] in `form`. Integer values are rounded as `quantize` says.
+def pack(weight: F32, form: Form, scales: Array | None = None) -> Packed:
+    """Return `weight` [N, K] in `form`. Integer values are rounded as `quantize` says, to given `scales` [N, groups]
+    where there are any.
 
     Raises: ValueError where the form does not exist, or layout nm meets a row that keeps more than its pattern allows.
     """
@@ -100,27 +101,33 @@ def pack(weight: F32, form: Form) -> Packed:
     n, k = weight.shape
     if not form.is_integer:
         return _assemble(form, n, k, np.asarray(weight, np.float32), np.asarray(weight) != 0, None)
-    codes, scales = quantize(weight, form)
+    codes, scales = quantize(weight, form, scales)
     keep = weight != 0 if form.layout == "nm" else codes != 0
     return _assemble(form, n, k, codes, keep, scales)
 
 
-def quantize(weight: F32, form: Form) -> tuple[npt.NDArray[np.int8], Array]:
+def quantize(weight: F32, form: Form, scales: Array | None = None) -> tuple[npt.NDArray[np.int8], Array]:
     """Return integers q [N, K] and their scales [N, groups] of `weight` [N, K]; a weight is q · scale.
 
-    The scale takes its sign from the entry of largest magnitude in its group, which becomes -2^(bits-1). Scales of
-    groups are stored in half precision (in single where that cannot hold them), and q is rounded to the stored scale.
+    Scales that are not given are found: each takes its sign from the entry of largest magnitude in its group, which
+    becomes -2^(bits-1). Scales of groups are stored in half precision (in single where that cannot hold them), and q is
+    rounded to the stored scale.
     """
     block = form.group or weight.shape[1]
-    scales: Array = np.concatenate([scales_of_blocks(rows, form.bits, block) for rows in _row_chunks(weight)])
-    if form.group:
-        half = scales.astype(np.float16)
-        scales = half if np.isfinite(half).all() and (half != 0).all() else scales
+    stored = _found_scales(weight, form, block) if scales is None else scales if form.group else scales.astype("<f4")
     pieces = [
-        round_codes(rows, scales[start : start + len(rows)].astype(np.float32), form.bits, block)
+        round_codes(rows, stored[start : start + len(rows)].astype(np.float32), form.bits, block)
         for start, rows in zip(range(0, len(weight), _row_count()), _row_chunks(weight), strict=True)
     ]
-    return np.concatenate(pieces), scales
+    return np.concatenate(pieces), stored
+
+
+def _found_scales(weight: F32, form: Form, block: int) -> Array:
+    scales: Array = np.concatenate([scales_of_blocks(rows, form.bits, block) for rows in _row_chunks(weight)])
+    if not form.group:
+        return scales
+    half = scales.astype(np.float16)
+    return half if np.isfinite(half).all() and (half != 0).all() else scales
 
 
 def unpack(packed: Packed) -> F32:

@@ -33,6 +33,16 @@ def pack_codes(weight: F32, bits: int, block: int) -> U8:
     return np.concatenate([_pack(_codes(_blocks(rows, block), bits)[0], bits) for rows in _chunks(weight)])
 
 
+def store_codes(codes: npt.NDArray[np.int8], bits: int, block: int) -> U8:
+    """Return integers [N, K] as stored codes [N, blocks, block·bits/8]; the last block is filled up with zeros."""
+    return np.concatenate(
+        [
+            _pack(_blocks(codes[start : start + _ROWS_AT_ONCE].astype(np.float32), block), bits)
+            for start in range(0, len(codes), _ROWS_AT_ONCE)
+        ]
+    )
+
+
 def unpack(codes: U8, scales: F32, bits: int, columns: int) -> F32:
     """Return the weights [N, K=columns] that `codes` [N, blocks, bytes] and `scales` [N, blocks] stand for."""
     if bits == 4:

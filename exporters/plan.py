@@ -9,13 +9,15 @@ kernels, is not slower. Costs that nobody has measured do not count: bytes decid
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeslim.errors import ExportError, did_you_mean
 from edgeslim.exporters.functions import form_name
+from edgeslim.exporters.grids import GivenScales, Grids, describe
 from edgeslim.exporters.layers import Linear
 from edgeslim.exporters.packed import Form, packed_bytes, pattern_of, rounded
 from edgeslim.exporters.packed_nodes import Matrix
@@ -27,8 +29,9 @@ from edgeslim.runtime.library import architecture, kernel_library
 
 Weights = Literal["auto", "fp32", "fp16", "int8", "int4", "int3"]
 Lowering = Literal["auto", "kernel", "gather", "dense"]
-Rounding = Callable[[F32, bool], F32]
-"""From a weight [n, k], and whether it is the token embedding (or a head tied to it), to what the bundle has of it."""
+Rounding = Callable[[str, F32, bool], F32]
+"""From a linear's name, its weight [n, k], and whether it is the token embedding (or a head tied to it), to what the
+bundle has of it."""
 
 BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "int3": 3}
 GROUP = {"int4": 64, "int3": 64}
@@ -43,6 +46,10 @@ SPARSE_FLOATS = 0.25
 """Zeros from which a float32 matrix is packed: below it, stock products are faster than ours for prompts."""
 
 
+NO_GRIDS = Grids()
+F16 = npt.NDArray[np.float16]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What an export does with its matrices: `weights` and `lowering` are settled, no longer auto."""
@@ -51,6 +58,9 @@ class Plan:
     lowering: Lowering
     reason: str
     costs: Table = field(default_factory=dict)
+    grids: Grids = NO_GRIDS
+    plain: Weights | None = None
+    """The weights of matrices that lie on no grid; None: as `weights`."""
 
     @property
     def bits(self) -> int:
@@ -68,19 +78,57 @@ class Plan:
 
     def choose(self, matrix: Matrix, dense: F32, *, embedding: bool = False) -> Choice:
         """Return the form for the weights `dense` [n, k] of a matrix, and why."""
-        weights = "int8" if embedding and self.weights in GROUP else self.weights
-        bits, group = BITS[weights], GROUP.get(weights, 0)
+        given = self.grids.of(matrix.names) if self.is_integer else None
+        bits, group = self._width(given, embedding)
+        scales = None if given is None else self._checked(given, matrix.name, dense)
         plain = Form(layout="dense", bits=bits, group=group)
         density = float(np.count_nonzero(dense)) / max(dense.size, 1)
         sparse = self._sparse_form(dense, bits, group, density)
         sizes = [packed_bytes(matrix.n, matrix.k, form, density) for form in (plain, sparse)]
         if sizes[1] >= sizes[0]:
-            return Choice(form=plain, reason=f"{density:.0%} kept: a mask would not save bytes")
+            return Choice(form=plain, reason=f"{density:.0%} kept: a mask would not save bytes", scales=scales)
         speeds = [speed(self.costs, form_name(form), density) for form in (plain, sparse)]
         if speeds[0] is not None and speeds[1] is not None and speeds[1] * NOISE < speeds[0]:
-            return Choice(form=plain, reason=f"{density:.0%} kept: {_rates(plain, sparse, speeds)}")
+            return Choice(form=plain, reason=f"{density:.0%} kept: {_rates(plain, sparse, speeds)}", scales=scales)
         why = "not measured here" if None in speeds else _rates(sparse, plain, speeds[::-1])
-        return Choice(form=sparse, reason=f"{density:.0%} kept: {sizes[1] / sizes[0]:.0%} of dense bytes, {why}")
+        reason = f"{density:.0%} kept: {sizes[1] / sizes[0]:.0%} of dense bytes, {why}"
+        return Choice(form=sparse, reason=reason, scales=scales)
+
+    def joinable(self, first: Matrix, second: Matrix) -> bool:
+        """Return whether two matrices may be packed as one."""
+        return not self.is_integer or self.grids.alike(first.names, second.names)
+
+    @property
+    def plain_bits(self) -> int:
+        """Bits of a matrix that lies on no grid."""
+        return BITS[self.plain or self.weights]
+
+    def given_stock(self, name: str) -> GivenScales | None:
+        """Return the scales of the linear `name` and the bits that onnxruntime's own operators store it in.
+
+        Raises: ExportError where those cannot take them.
+        """
+        given = self.grids.of([name])
+        if given is None:
+            return None
+        if given.group < 16 or given.group & (given.group - 1):
+            raise ExportError(
+                f"{name}: onnxruntime takes scales for 16, 32, 64, 128 or 256 inputs, got {given.group}; "
+                "the nearest choice is --lowering kernel"
+            )
+        return GivenScales(given.scales, max(given.bits, 4 if self.bits <= 4 else 8), given.group)
+
+    def _width(self, given: GivenScales | None, embedding: bool) -> tuple[int, int]:
+        """Return bits and group of a matrix."""
+        if given is not None:
+            return max(given.bits, 0 if self.plain else self.bits), given.group
+        weights = self.plain or self.weights
+        weights = "int8" if embedding and weights in GROUP else weights
+        return BITS[weights], GROUP.get(weights, 0)
+
+    def _checked(self, given: GivenScales, name: str, dense: F32) -> F16:
+        given.codes(name, dense)
+        return given.scales
 
     def _sparse_form(self, dense: F32, bits: int, group: int, density: float) -> Form:
         pattern = pattern_of(dense)
@@ -91,35 +139,65 @@ class Plan:
     @property
     def rounding(self) -> Rounding | None:
         """How a weight is rounded on its way into the bundle; None where it stays float32."""
-        if self.weights == "fp32":
-            return None
+        return None if self.weights == "fp32" else self._rounded
+
+    def _rounded(self, name: str, weight: F32, embedding: bool) -> F32:
+        given = self.grids.of([name]) if self.is_integer else None
+        if given is not None:
+            return given.on_grid(name, weight)
         if self.lowering == "dense" and self.is_integer:
-            return lambda weight, embedding: round_to_blocks(weight, self.bits, BLOCK)
-        linear = Form(layout="dense", bits=self.bits, group=GROUP.get(self.weights, 0))
-        table = Form(layout="dense", bits=8) if self.weights in GROUP else linear
-        return lambda weight, embedding: rounded(weight, table if embedding else linear)
+            return round_to_blocks(weight, self.plain_bits, BLOCK)
+        bits, group = self._width(None, embedding)
+        return rounded(weight, Form(layout="dense", bits=bits, group=group))
 
 
-def make_plan(weights: str, lowering: str, *, library: bool, costs: Table | None = None) -> Plan:
+def make_plan(
+    weights: str, lowering: str, *, library: bool, costs: Table | None = None, grids: Grids = NO_GRIDS
+) -> Plan:
     """Return the plan for what was asked; `library` says whether a kernel library for the target is at hand.
 
-    Raises: ExportError for a name that is not known.
+    Linears that lie on `grids` keep them: weights auto stores their integers in as few bits as hold them and all else
+    in 8, asked weights are at least that wide or refused.
+
+    Raises: ExportError for a name that is not known, or weights too narrow for the grids.
     """
     for name, value, known in (("weights", weights, get_args(Weights)), ("lowering", lowering, get_args(Lowering))):
         if value not in known:
             raise ExportError(f"{name} must be one of {', '.join(known)}, got {value!r}{did_you_mean(value, known)}")
     _check_stock(weights, lowering)
+    if grids:
+        _check_grids(weights, grids)
+    by_grid = bool(grids) and weights == "auto" and lowering != "gather"
+    plan = _settle(_by_grids(grids, lowering) if by_grid else weights, lowering, library=library)
+    return replace(plan, costs=costs or {}, grids=grids, plain="int8" if by_grid else None)
+
+
+def _settle(weights: str, lowering: str, *, library: bool) -> Plan:
     settled: Weights = weights if weights != "auto" else STOCK_WEIGHTS.get(lowering, ("int8",))[0]  # type: ignore[assignment]
     if lowering != "auto":
-        return Plan(weights=settled, lowering=lowering, reason="as asked", costs=costs or {})  # type: ignore[arg-type]
+        return Plan(weights=settled, lowering=lowering, reason="as asked")  # type: ignore[arg-type]
     if library:
-        return Plan(weights=settled, lowering="kernel", reason="a kernel library is at hand", costs=costs or {})
+        return Plan(weights=settled, lowering="kernel", reason="a kernel library is at hand")
     missing = "no kernel library for the target is at hand"
     if settled not in STOCK_WEIGHTS["dense"]:
         return Plan(
             weights=settled, lowering="kernel", reason=f"{missing}, nor a stock operator: function bodies run it"
         )
     return Plan(weights=settled, lowering="dense", reason=missing)
+
+
+def _by_grids(grids: Grids, lowering: str) -> str:
+    """Return the narrowest weights that hold the integers of `grids`; stock operators have none of 3 bits."""
+    return f"int{max(grids.bits, 4) if lowering == 'dense' else grids.bits}"
+
+
+def _check_grids(weights: str, grids: Grids) -> None:
+    if weights != "auto" and BITS[weights] < grids.bits:
+        listing = ", ".join(f"{count} linears on {grid}" for grid, count in describe(grids).items())
+        raise ExportError(
+            f"weights {weights} cannot hold the integers of this checkpoint ({listing}); expected auto or "
+            f"int{grids.bits}, or a checkpoint pruned with --quantize {weights}"
+        )
 
 
 def _check_stock(weights: str, lowering: str) -> None:

@@ -26,15 +26,14 @@ _CPU = torch.device("cpu")
 def reference_logits(checkpoint: Path, tokens: Tokens, *, rounding: Rounding | None = None) -> Logits:
     """Return transformers' float32 logits [T, V] for `tokens` [1, T].
 
-    With `rounding`, linears, head and token embedding are first rounded by it; its second argument says whether the
-    weight is the embedding's (a tied head's too).
+    With `rounding`, linears, head and token embedding are first rounded by it.
 
     Raises: ExportError when transformers cannot run the checkpoint.
     """
 
-    def prepare(module: nn.Module) -> None:
+    def prepare(module: nn.Module, name: str) -> None:
         if rounding is not None:
-            round_weights_(module, rounding)
+            round_weights_(module, rounding, name)
 
     try:
         with quiet_transformers():
@@ -46,10 +45,13 @@ def reference_logits(checkpoint: Path, tokens: Tokens, *, rounding: Rounding | N
     return np.asarray(logits.float().numpy())
 
 
-def round_weights_(model: nn.Module, rounding: Rounding) -> None:
-    """Round the linears, and the embeddings of tokens, of `model` in place; an embedding before a head tied to it."""
+def round_weights_(model: nn.Module, rounding: Rounding, name: str = "") -> None:
+    """Round the linears, and the embeddings of tokens, of `model` in place; an embedding before a head tied to it.
+
+    `name` is what the checkpoint calls `model`.
+    """
     done: set[int] = set()
-    for module in model.modules():
+    for path, module in model.named_modules():
         is_convolution = type(module).__name__ == "Conv1D"  # GPT-2's linear, with weights [inputs, outputs]
         if not (is_convolution or isinstance(module, nn.Linear | nn.Embedding)):
             continue
@@ -59,21 +61,22 @@ def round_weights_(model: nn.Module, rounding: Rounding) -> None:
             continue
         done.add(weight.data_ptr())
         rows = weight.T if is_convolution else weight
-        rows.copy_(torch.from_numpy(rounding(rows.numpy(), isinstance(module, nn.Embedding))))
+        full = f"{name}.{path}".strip(".")
+        rows.copy_(torch.from_numpy(rounding(full, rows.numpy(), isinstance(module, nn.Embedding))))
 
 
 @contextmanager
-def _streamed(skeleton: Skeleton, prepare: Callable[[nn.Module], None]) -> Iterator[None]:
+def _streamed(skeleton: Skeleton, prepare: Callable[[nn.Module, str], None]) -> Iterator[None]:
     """Let each decoder block of `skeleton` be loaded and `prepare`d just before it runs, and dropped after."""
     skeleton.fill_outside_blocks(_CPU)
     _fill_head(skeleton)
     embedding, head = skeleton.model.get_input_embeddings(), skeleton.model.get_output_embeddings()  # type: ignore[operator]
-    prepare(nn.ModuleList([embedding, head]))
+    prepare(nn.ModuleList([embedding, head]), "")
     hooks = []
     for index, module in enumerate(skeleton.blocks):
 
         def load(*_: object, index: int = index) -> None:
-            prepare(skeleton.fill_block(index, _CPU))
+            prepare(skeleton.fill_block(index, _CPU), skeleton.block_names[index])
 
         def drop(*_: object, index: int = index) -> None:
             skeleton.empty_block(index)

@@ -4,9 +4,12 @@ Before: ``g = PackedLinear(x, G)``; ``u = PackedLinear(x, U)``; ``y = PackedLine
 After: ``v = PackedLinear(x, [G; U])``; ``y = PackedLinear(v, D, gate=v)`` that reads two halves of v's columns.
 """
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
 from edgeslim.exporters.packed_nodes import (
+    Matrix,
     is_linear,
     joined,
     linear_nodes,
@@ -20,23 +23,28 @@ from edgeslim.exporters.packed_nodes import (
 
 
 class JoinLinears(ir.passes.InPlacePass):
-    """Join the products that give gate and value of one PackedLinear node."""
+    """Join the products that give gate and value of one PackedLinear node, where `alike` lets their matrices be one."""
+
+    def __init__(self, alike: Callable[[Matrix, Matrix], bool] = lambda first, second: True) -> None:
+        super().__init__()
+        self.alike = alike
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         found = False
         for node in linear_nodes(model.graph):
             gate, value = operand(node, "gate"), operand(node, "x")
-            if gate is not None and value is not None and _joinable(node, gate, value):
+            if gate is not None and value is not None and _joinable(node, gate, value, self.alike):
                 _join(model.graph, node, gate, value)
                 found = True
         return ir.passes.PassResult(model, found)
 
 
-def _joinable(node: ir.Node, gate: ir.Value, value: ir.Value) -> bool:
+def _joinable(node: ir.Node, gate: ir.Value, value: ir.Value, alike: Callable[[Matrix, Matrix], bool]) -> bool:
     first, second = gate.producer(), value.producer()
     if first is None or second is None or first is second or not is_linear(first) or not is_linear(second):
         return False
     same = _reads(first) == _reads(second) and operands(first) <= {"x", "norm"}
+    same = same and alike(matrix_of(first), matrix_of(second))
     return same and sole_user(gate) is node and sole_user(value) is node
 
 

@@ -21,8 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgeslim.exporters.grids import GivenScales
 from edgeslim.exporters.initializers import add_initializer, drop_unused
-from edgeslim.exporters.packing import block_scales, pack_codes, packed_shape
+from edgeslim.exporters.layers import layer_name
+from edgeslim.exporters.packing import block_scales, pack_codes, packed_shape, store_codes
 
 BLOCK = 128
 ACCURACY_LEVEL = 4
@@ -35,11 +37,16 @@ _PRODUCTS = {"MatMul", "FusedMatMul"}
 
 
 class QuantizeLinears(ir.passes.InPlacePass):
-    """Pack every product with a constant matrix, and the token embedding, into `bits` bits (8 or 4)."""
+    """Pack every product with a constant matrix, and the token embedding, into `bits` bits (8 or 4).
 
-    def __init__(self, bits: int, *, block: int = BLOCK) -> None:
+    Linears for whose names there are `given` scales keep these, with their own bits and blocks.
+    """
+
+    def __init__(
+        self, bits: int, *, block: int = BLOCK, given: Callable[[str], GivenScales | None] = lambda name: None
+    ) -> None:
         super().__init__()
-        self.bits, self.block = bits, block
+        self.bits, self.block, self.given = bits, block, given
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         products = [node for node in model.graph if constant_matrix(node) is not None]
@@ -58,12 +65,18 @@ class QuantizeLinears(ir.passes.InPlacePass):
         assert weight is not None and weight.shape is not None
         transposed = node.attributes.get_int("transB", 0) == 1
         rows, columns = weight.shape.numpy() if transposed else weight.shape.numpy()[::-1]
-        codes, scales = self._pack(graph, weight, rows, columns, transposed=transposed)
+        given = self.given(layer_name(weight.name or ""))
+        if given is None:
+            bits, block = self.bits, self.block
+            codes, scales = self._pack(graph, weight, rows, columns, transposed=transposed)
+        else:
+            bits, block = given.bits, given.group
+            codes, scales = _given_constants(graph, weight, given, transposed=transposed)
         node.op_type, node.domain = "MatMulNBits", _DOMAIN
         node.resize_inputs(3)
         node.replace_input_with(1, codes)
         node.replace_input_with(2, scales)
-        _set_attributes(node, K=columns, N=rows, bits=self.bits, block_size=self.block, accuracy_level=ACCURACY_LEVEL)
+        _set_attributes(node, K=columns, N=rows, bits=bits, block_size=block, accuracy_level=ACCURACY_LEVEL)
 
     def _pack_lookup(self, graph: ir.Graph, node: ir.Node) -> None:
         table = node.inputs[0]
@@ -101,6 +114,27 @@ class QuantizeLinears(ir.passes.InPlacePass):
             graph, f"{base}.scales{bits}", ir.DataType.FLOAT, shape[:2], lambda: block_scales(matrix(), bits, block)
         )
         return codes, scales
+
+
+def _given_constants(
+    graph: ir.Graph, weight: ir.Value, given: GivenScales, *, transposed: bool
+) -> tuple[ir.Value, ir.Value]:
+    """Return codes and scales of `weight`, whose scales are `given`, as initializers."""
+    source, shape = weight.const_value, weight.shape
+    assert source is not None and shape is not None
+    rows, columns = shape.numpy() if transposed else shape.numpy()[::-1]
+    name = layer_name(weight.name or "")
+
+    def codes() -> npt.NDArray[np.uint8]:
+        array = source.numpy()
+        integers = given.codes(name, np.ascontiguousarray(array if transposed else array.T, dtype=np.float32))
+        return store_codes(integers, given.bits, given.group)
+
+    base, wide = (weight.name or "").removesuffix("_t"), packed_shape(rows, columns, given.bits, given.group)
+    return (
+        _lazy(graph, f"{base}.codes{given.bits}", ir.DataType.UINT8, wide, codes),
+        _lazy(graph, f"{base}.scales{given.bits}", ir.DataType.FLOAT, wide[:2], lambda: given.scales.astype("<f4")),
+    )
 
 
 def constant_matrix(node: ir.Node) -> ir.Value | None:

@@ -36,10 +36,11 @@ _TYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The form that a matrix gets, and why, in a few words."""
+    """The form that a matrix gets, and why, in a few words; its scales [n, groups] where they are given."""
 
     form: Form
     reason: str
+    scales: npt.NDArray[Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ class StorePacked(ir.passes.InPlacePass):
     def _store(self, graph: ir.Graph, matrix: Matrix, name: str) -> StoredMatrix:
         dense = matrix.dense()
         choice = self.choose(matrix, dense)
-        packed = pack(dense, choice.form)
+        packed = pack(dense, choice.form, choice.scales)
         tensors = {part: self._write(graph, f"{name}.{part}", array) for part, array in packed.tensors.items()}
         return StoredMatrix(
             matrix=matrix,
