@@ -39,6 +39,7 @@ from edgeslim.memory import release_free_memory
 from edgeslim.progress import Progress, silent
 from edgeslim.pruning.methods import PruneConfig, prune_matrix
 from edgeslim.pruning.statistics import InputStatistics
+from edgeslim.quantize.grid import bits_per_weight
 from edgeslim.tensorfile import TensorEntry
 
 REPORT = "prune_report.json"
