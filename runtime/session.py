@@ -25,6 +25,8 @@ Tokens = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
 
 PAST, PRESENT = "past_key_values.", "present."
+KEPT_POSITIONS = "kept_positions"
+"""Output of a scoring graph that reduces its prompt: the positions [B, K] of the tokens that are left."""
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
 

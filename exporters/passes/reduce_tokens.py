@@ -1,0 +1,199 @@
+"""Token reduction at chosen layers, for prompts of any length.
+
+Before: ``s = x + branch`` where a block's mixer ends (an Add, or SkipSimplifiedLayerNormalization).
+After, at a layer of the plan, with ``removes, r = …`` computed once from the prompt's length::
+
+    branch', x', positions' = If(removes) { a step of the method, on what the mixer gave }
+                                          { branch, x, positions }
+    s = x' + branch'
+
+and at the end ``kept_positions`` [B, K]: which of the tokens fed are left, those that the scoring graph's logits
+[B, K, V] belong to. Single tokens, and tokens that go on from a state, take the empty branch. Attention
+behind a reduction gets lengths and rotations of its own, see `edgeslim.exporters.tokens.attention`.
+
+Letters: B batch, N tokens, K tokens left, H hidden size, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from edgeslim.errors import ExportError
+from edgeslim.exporters.tokens.attention import Attention, lengths_of, look, rotate_before
+from edgeslim.exporters.tokens.counts import Beginning, removals
+from edgeslim.exporters.tokens.importance import scan_importance
+from edgeslim.exporters.tokens.matching import pick, up_to
+from edgeslim.exporters.tokens.methods import Seen, choose
+from edgeslim.exporters.tokens.mixing import mix
+from edgeslim.exporters.tokens.ops import END, FLOAT, INT64, Ops, piece, size
+from edgeslim.exporters.tokens.places import ATTENTION, Place, find_place, mixer_of
+from edgeslim.runtime.session import KEPT_POSITIONS
+from edgeslim.tokens.plan import BEFORE_ALL, ReductionPlan
+
+_TOKENS, _CACHED = "sequence_len", "past_sequence_len + sequence_len"
+_BEHIND, _CACHED_BEHIND = "sequence_len_after_", "cached_len_after_"
+
+Removal = tuple[ir.Value, ir.Value]
+
+
+class ReduceTokens(ir.passes.InPlacePass):
+    """Put the reduction that `plan` says into a graph of `depth` blocks that is not lowered yet.
+
+    Raises: ExportError where a block is built otherwise than is known.
+    """
+
+    def __init__(self, plan: ReductionPlan, depth: int) -> None:
+        super().__init__()
+        self.plan, self.depth = plan, depth
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        if any(value.name == KEPT_POSITIONS for value in graph.outputs):
+            return ir.passes.PassResult(model, False)
+        attends = mixer_of(graph, 0).op_type == ATTENTION
+        places = {layer: find_place(graph, layer) for layer in self.plan.layers if layer != BEFORE_ALL}
+        attention = [Attention.of(i, mixer_of(graph, i)) for i in range(self.depth)] if attends else []
+        removed, positions, before = self._at_the_beginning(graph, attends)
+        for step, layer in enumerate(self.plan.layers):
+            if layer == BEFORE_ALL:
+                positions = self._truncate(graph, removed[step], positions)
+            else:
+                positions = self._reduce(graph, places[layer], step, removed[step], positions, attention)
+            last = [*self.plan.layers, self.depth - 1][step + 1]
+            if attends:
+                _give_positions(graph, attention[layer + 1 : last + 1], positions)
+        _output(graph, positions, before, _left(self.plan.layers[-1]))
+        return ir.passes.PassResult(model, True)
+
+    def _at_the_beginning(self, graph: ir.Graph, attends: bool) -> tuple[list[Removal], ir.Value, ir.Value | None]:
+        """Return what each step removes, the positions [B, N] of the tokens fed, and how many came before them.
+
+        Models of scans need no position: theirs count from the tokens fed, None came before.
+        """
+        inputs = {value.name: value for value in graph.inputs}
+        ids, state = inputs["input_ids"], "key" if attends else "conv_state"
+        ops = Ops(graph, "reduction")
+        tokens = size(ops, ids, 1)
+        removed = removals(ops, tokens, Beginning(inputs[f"past_key_values.0.{state}"]), self.plan)
+        positions, before = up_to(ops, ids, tokens), None
+        if attends:
+            before = ops.Sub(size(ops, inputs["attention_mask"], 1), tokens)
+            positions = ops.Add(positions, before)
+        graph.insert_before(graph[0], ops.nodes)
+        return removed, positions, before
+
+    def _truncate(self, graph: ir.Graph, removed: Removal, positions: ir.Value) -> ir.Value:
+        """Drop the first unprotected tokens behind the embedding; return the positions left."""
+        embedding = next((n for n in graph if n.op_type == "Gather" and n.inputs[1] is graph.inputs[0]), None)
+        if embedding is None:
+            raise ExportError("the prompt cannot be truncated: no lookup of token embeddings was found")
+        x, first = embedding.outputs[0], int(self.plan.protect_first)
+        users = list(x.uses())
+        ops = Ops(graph, "reduction.embedded")
+
+        def truncated(inner: Ops) -> Sequence[ir.Value]:
+            start = inner.Add(removed[1], [first])
+            parts = [piece(inner, value, start, END) for value in (x, positions)]
+            if not first:
+                return parts
+            return [
+                inner.Concat(piece(inner, value, 0, first), part, axis=1)
+                for value, part in zip((x, positions), parts, strict=True)
+            ]
+
+        outputs = ops.choose(removed[0], truncated, lambda inner: [x, positions], [FLOAT, INT64])
+        graph.insert_after(embedding, ops.nodes)
+        for use in users:
+            use.node.replace_input_with(use.idx, outputs[0])
+        outputs[0].shape = x.shape
+        _rename_tokens(graph, [outputs[0]], BEFORE_ALL)
+        return outputs[1]
+
+    def _reduce(
+        self,
+        graph: ir.Graph,
+        place: Place,
+        step: int,
+        removed: Removal,
+        positions: ir.Value,
+        attention: Sequence[Attention],
+    ) -> ir.Value:
+        """Put a step where `place` says; return the positions left."""
+        ops = Ops(graph, f"reduction.{place.layer}")
+
+        def reduced(inner: Ops) -> Sequence[ir.Value]:
+            seen = self._look(inner, place, positions, attention)
+            chosen = choose(inner, self.plan, step, seen, removed[1])
+            return [
+                mix(inner, place.branch, chosen, chosen.hidden),
+                mix(inner, place.residual, chosen, chosen.residual),
+                pick(inner, positions, chosen.kept),
+            ]
+
+        outputs = ops.choose(
+            removed[0], reduced, lambda inner: [place.branch, place.residual, positions], [FLOAT, FLOAT, INT64]
+        )
+        graph.insert_before(place.total, ops.nodes)
+        for index, value in enumerate(place.total.inputs[:2]):
+            place.total.replace_input_with(index, outputs[0] if value is place.branch else outputs[1])
+        for value in outputs[:2]:
+            value.shape = place.residual.shape or place.branch.shape
+        _rename_tokens(graph, outputs[:2], place.layer)
+        return outputs[2]
+
+    def _look(self, ops: Ops, place: Place, positions: ir.Value, attention: Sequence[Attention]) -> Seen:
+        if attention:
+            return look(ops, attention[place.layer], positions, self.plan.metric)
+        y, metric = place.y, self.plan.metric
+        return Seen(like=y, features=lambda: y, importance=lambda: scan_importance(ops, y, metric))
+
+
+def _output(graph: ir.Graph, positions: ir.Value, before: ir.Value | None, count: str) -> None:
+    """Make `positions` [B, K], of which `before` [1] lie before the tokens fed, an output of the graph."""
+    ops = Ops(graph, "reduction.kept")
+    kept = positions if before is None else ops.Sub(positions, before)
+    kept.name, kept.type, kept.shape = KEPT_POSITIONS, ir.TensorType(INT64), ir.Shape(["batch", count])
+    graph.extend(ops.nodes)
+    graph.outputs.append(kept)
+
+
+def _give_positions(graph: ir.Graph, layers: Sequence[Attention], positions: ir.Value) -> None:
+    """Let attention in `layers`, which see the tokens at `positions`, count and rotate by them."""
+    if not layers:
+        return
+    ops = Ops(graph, f"lengths.{layers[0].layer}")
+    lengths = lengths_of(ops, layers[0], positions)
+    graph.insert_before(layers[0].node, ops.nodes)
+    for attention in layers:
+        rotate_before(graph, attention, positions, lengths)
+
+
+def _left(layer: int) -> str:
+    """Return the name of the number of tokens behind the step at `layer`."""
+    return f"{_BEHIND}{'embedding' if layer == BEFORE_ALL else layer}"
+
+
+def _rename_tokens(graph: ir.Graph, values: Sequence[ir.Value], layer: int) -> None:
+    """Give the number of tokens another name in the shapes of `values` and of all that is made of them."""
+    reached = set(values)
+    for value in values:
+        _rename(value, layer)
+    for node in graph:
+        if reached.isdisjoint(v for v in node.inputs if v is not None):
+            continue
+        for value in node.outputs:
+            reached.add(value)
+            _rename(value, layer)
+
+
+def _rename(value: ir.Value, layer: int) -> None:
+    if value.shape is None:
+        return
+    dims: list[int | ir.SymbolicDim | str] = list(value.shape)
+    for axis, dim in enumerate(dims):
+        name = "" if isinstance(dim, int) else str(dim)
+        if name == _TOKENS or name.startswith(_BEHIND):
+            dims[axis] = _left(layer)
+        elif name == _CACHED or name.startswith(_CACHED_BEHIND):
+            dims[axis] = f"{_CACHED_BEHIND}{layer}"
+    value.shape = ir.Shape(dims)
