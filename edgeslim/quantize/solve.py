@@ -28,7 +28,7 @@ from edgeslim.quantize.scales import fit_scales
 
 Polish = Literal["none", "fast", "best"]
 ROUNDS = {"none": 0, "fast": 1, "best": 3}
-PASSES = 8
+PASSES = 4
 
 
 @dataclass(frozen=True)
