@@ -133,7 +133,7 @@ class Skeleton:
         Raises: CheckpointError where no file holds it.
         """
         entries = self.checkpoint.entries if entries is None else entries
-        for known in (name, self.first_names.get(name, name)):
+        for known in (name, self.first_names.get(name, name), name.replace("lm_head.", "embed_out.")):
             bare = known.removeprefix(self._prefix)
             for candidate in (known, bare, self._prefix + known, *(prefix + bare for prefix in _OTHER_PREFIXES)):
                 if candidate in entries:

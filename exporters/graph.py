@@ -38,6 +38,7 @@ _LIBRARY_FAMILIES = (
     "mamba2",
     "mistral",
     "olmo2",
+    "phi",
     "phi3",
     "qwen2",
     "qwen3",

@@ -62,7 +62,8 @@ def test_every_family_prunes_its_linears_and_nothing_else(tmp_path: Path, family
 
 _LINEARS = re.compile(
     r"""layers\.\d+\.(?!.*\.(x_proj|dt_proj)\.)  # in a block, and none of Mamba-1's small ones
-    .*(_proj|_linear|\blinear|\.w\d|_adapter_list\.\d+\.\d)\.weight$  # Llama and most, Granite, Zamba2, LFM2
+    .*(_proj|_linear|\blinear|\.w\d|_adapter_list\.\d+\.\d  # Llama and most, Granite, Zamba2, LFM2
+    |query_key_value|dense(_\w+)?|fc\d)\.weight$  # GPT-NeoX, Phi, OPT
     |h\.\d+\..*\.c_\w+\.weight$  # GPT-2""",
     re.VERBOSE,
 )
@@ -74,7 +75,7 @@ def _is_linear(name: str) -> bool:
 
 def _bare(name: str) -> str:
     """The name without that of the base model, which a family may call otherwise in its files."""
-    return re.sub(r"^(model|backbone|transformer)\.", "", name)
+    return re.sub(r"^(model|backbone|transformer|gpt_neox)\.", "", name)
 
 
 def test_transformers_loads_the_result_and_ignores_our_key(tmp_path: Path) -> None:

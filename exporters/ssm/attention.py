@@ -5,7 +5,7 @@ R rotated columns of a head, L longest context.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,10 @@ class Rotary(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention; `rotary` None: without positions. `norm_eps` norms each head of queries and keys."""
+    """Grouped-query attention; without `rotary`, without positions.
+
+    `norms` are norms of each head of queries and of keys, with their names.
+    """
 
     def __init__(
         self,
@@ -62,9 +65,10 @@ class Attention(nn.Module):
         key_heads: int,
         head_size: int,
         bias: bool = False,
+        output_bias: bool | None = None,
         scale: float | None = None,
         output_name: str = "o_proj",
-        norm_eps: float | None = None,
+        norms: Sequence[tuple[str, RMSNorm]] = (),
     ) -> None:
         super().__init__()
         self.heads, self.key_heads, self.head_size = heads, key_heads, head_size
@@ -73,9 +77,12 @@ class Attention(nn.Module):
         self.k_proj = Linear(inputs, key_heads * head_size, bias=bias)
         self.v_proj = Linear(inputs, key_heads * head_size, bias=bias)
         self.output_name = output_name
-        setattr(self, output_name, Linear(heads * head_size, outputs, bias=bias))
-        self.q_layernorm = RMSNorm(head_size, norm_eps) if norm_eps is not None else None
-        self.k_layernorm = RMSNorm(head_size, norm_eps) if norm_eps is not None else None
+        setattr(
+            self, output_name, Linear(heads * head_size, outputs, bias=bias if output_bias is None else output_bias)
+        )
+        self.norm_names = [name for name, _ in norms]
+        for name, norm in norms:
+            setattr(self, name, norm)
         self.states: dict[str, tuple[int | None, ...]] = {
             "key": (key_heads, None, head_size),
             "value": (key_heads, None, head_size),
@@ -89,10 +96,11 @@ class Attention(nn.Module):
         lengths: Lengths,
         rotary: tuple[ir.Value, ir.Value] | None,
     ) -> tuple[ir.Value, dict[str, ir.Value]]:
-        if self.q_layernorm is None or self.k_layernorm is None:
+        if not self.norm_names:
             return self.attend(op, self.project(op, x), past, lengths, rotary)
-        query = self._normed(op, self.q_proj(op, x), self.q_layernorm)
-        key = self._normed(op, self.k_proj(op, x), self.k_layernorm)
+        query_norm, key_norm = (getattr(self, name) for name in self.norm_names)
+        query = self._normed(op, self.q_proj(op, x), query_norm)
+        key = self._normed(op, self.k_proj(op, x), key_norm)
         qkv = op.Concat(query, key, self.v_proj(op, x), axis=-1)
         return self.attend(op, qkv, past, lengths, rotary)
 
@@ -122,6 +130,13 @@ class Attention(nn.Module):
             _outputs=3,
         )
         return getattr(self, self.output_name)(op, y), {"key": key, "value": value}
+
+    def prepare(self, tensors: Mapping[str, torch.Tensor], order: list[int] | None) -> dict[str, torch.Tensor]:
+        """Return those of this layer's `tensors` that are other than in the checkpoint: columns of heads in `order`."""
+        names = [f"{part}.{kind}" for part in ("q_proj", "k_proj") for kind in ("weight", "bias")]
+        if order is None:
+            return {}
+        return {name: reordered(tensors[name], self.head_size, order) for name in names if name in tensors}
 
     def project(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Queries, keys and values [B, T, (Q + 2 G) D] of one product with all three matrices."""
@@ -182,14 +197,14 @@ def lengths_of(op: OpBuilder, mask: ir.Value) -> Lengths:
     return Lengths(last=last, total=op.Cast(op.Gather(op.Shape(mask), 1), to=ir.DataType.INT32))
 
 
-def rotary_tables(config: Any, head_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return cosines and sines [L, R/2] as transformers computes them for `config`.
+def rotary_tables(config: Any, head_size: int, kind_of_layer: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return cosines and sines [L, R/2] as transformers computes them for `config`, or for one kind of its layers.
 
     Raises: ExportError for frequencies that change with the length of the text.
     """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    parameters = config.rope_parameters
+    parameters = config.rope_parameters if kind_of_layer is None else config.rope_parameters[kind_of_layer]
     kind = parameters.get("rope_type", "default")
     if kind in ("dynamic", "longrope"):
         raise ExportError(f"rope type {kind!r} changes with the length of the text and cannot be exported")
@@ -198,6 +213,6 @@ def rotary_tables(config: Any, head_size: int) -> tuple[np.ndarray, np.ndarray]:
         exponents = torch.arange(0, rotated, 2, dtype=torch.int64).float() / rotated
         frequencies, factor = 1.0 / parameters["rope_theta"] ** exponents, 1.0
     else:
-        frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config)
+        frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config, layer_type=kind_of_layer)
     angles = torch.arange(config.max_position_embeddings).float()[:, None] * frequencies.float()
     return (angles.cos() * factor).numpy(), (angles.sin() * factor).numpy()

@@ -69,7 +69,7 @@ def _mixer(config: Any, kind: str, head_size: int) -> tuple[str, nn.Module]:
         key_heads=config.num_key_value_heads,
         head_size=head_size,
         output_name="out_proj",
-        norm_eps=config.norm_eps,
+        norms=[(name, RMSNorm(head_size, config.norm_eps)) for name in ("q_layernorm", "k_layernorm")],
     )
 
 

@@ -4,18 +4,23 @@ A layer is called with (op, x, past, context) and returns its output and the sta
 its `states`: name to shape without the batch, None for the number of tokens.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 from torch import Tensor
 
-from edgeslim.exporters.ssm.attention import Attention, Lengths, Rotary, lengths_of, reordered
-from edgeslim.exporters.ssm.parts import Embedding, Linear, RMSNorm, scaled
+from edgeslim.exporters.ssm.attention import Lengths, lengths_of
+from edgeslim.exporters.ssm.parts import Embedding, Linear, scaled
 
 States = dict[str, ir.Value]
 Shapes = dict[str, tuple[int | None, ...]]
+
+
+_BASES = ("model.decoder.", "decoder.", "model.", "backbone.", "gpt_neox.")
+"""How checkpoints begin the names of the base model's parameters, where they do not leave it out."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,11 @@ class Context:
     """What every layer may read: lengths for attention (None: no layer has any), rotations, the embedded tokens."""
 
     lengths: Lengths | None
-    rotary: tuple[ir.Value, ir.Value] | None
+    rotary: Any
     embedded: ir.Value
 
     @property
-    def attention(self) -> tuple[Lengths, tuple[ir.Value, ir.Value] | None]:
+    def attention(self) -> tuple[Lengths, Any]:
         """The further arguments of an Attention."""
         assert self.lengths is not None
         return self.lengths, self.rotary
@@ -55,6 +60,32 @@ class Layer(nn.Module):
         normed = getattr(self, self.norm_name)(op, x if beside is None else op.Add(x, beside))
         y, states = mixed(op, getattr(self, self.mixer_name), normed, past, context)
         return op.Add(x, y), states
+
+
+class ParallelLayer(nn.Module):
+    """Residual, mixer and feed-forward side by side, each after a norm of its own or both after the only one."""
+
+    def __init__(
+        self,
+        *,
+        norms: Sequence[tuple[str, nn.Module]],
+        mixer: tuple[str, nn.Module],
+        feed_forward: tuple[str, nn.Module],
+    ) -> None:
+        super().__init__()
+        self.norm_names = [name for name, _ in norms]
+        self.names = (mixer[0], feed_forward[0])
+        for part in (*norms, mixer, feed_forward):
+            setattr(self, *part)
+        self.states: Shapes = dict(getattr(mixer[1], "states", {}))
+
+    def forward(
+        self, op: OpBuilder, x: ir.Value, past: Mapping[str, ir.Value], context: Context
+    ) -> tuple[ir.Value, States]:
+        normed = [getattr(self, name)(op, x) for name in self.norm_names]
+        mixer, feed_forward = (getattr(self, name) for name in self.names)
+        y, states = mixed(op, mixer, normed[0], past, context)
+        return op.Add(op.Add(x, y), feed_forward(op, normed[-1])), states
 
 
 class TwoStepLayer(nn.Module):
@@ -103,8 +134,8 @@ class Backbone(nn.Module):
         *,
         embedding: tuple[str, Embedding],
         layers: Sequence[nn.Module],
-        norm: tuple[str, RMSNorm],
-        rotary: Rotary | None = None,
+        norm: tuple[str, nn.Module],
+        rotary: nn.Module | None = None,
         embedding_scale: float = 1.0,
     ) -> None:
         super().__init__()
@@ -115,10 +146,14 @@ class Backbone(nn.Module):
         self.rotary_emb = rotary
         self.embedding_scale = embedding_scale
 
+    def embedded(self, op: OpBuilder, ids: ir.Value, mask: ir.Value | None) -> ir.Value:
+        """What enters the first layer."""
+        return scaled(op, getattr(self, self.embedding_name)(op, ids), self.embedding_scale)
+
     def forward(
         self, op: OpBuilder, ids: ir.Value, mask: ir.Value | None, past: Sequence[Mapping[str, ir.Value]]
     ) -> tuple[ir.Value, list[States]]:
-        x = scaled(op, getattr(self, self.embedding_name)(op, ids), self.embedding_scale)
+        x = self.embedded(op, ids, mask)
         context = Context(
             lengths=None if mask is None else lengths_of(op, mask),
             rotary=None if self.rotary_emb is None else self.rotary_emb(op),
@@ -161,21 +196,19 @@ class CausalLM(nn.Module):
             if head is not None:
                 found.setdefault(embedding, head)
         rotary = getattr(self, self.base).rotary_emb
-        if rotary is not None and rotary.order is not None:
-            found.update(self._reordered(found, rotary.order))
+        order = None if rotary is None else rotary.order
+        for path, module in self.named_modules():
+            prepare = getattr(module, "prepare", None)
+            if prepare is not None:
+                own = {n.removeprefix(f"{path}."): found[n] for n in found if n.startswith(f"{path}.")}
+                found.update({f"{path}.{name}": tensor for name, tensor in prepare(own, order).items()})
         return found
 
-    def _reordered(self, tensors: Mapping[str, Tensor], order: list[int]) -> Iterator[tuple[str, Tensor]]:
-        for path, module in self.named_modules():
-            if isinstance(module, Attention):
-                for name in (f"{path}.{part}.{kind}" for part in ("q_proj", "k_proj") for kind in ("weight", "bias")):
-                    if name in tensors:
-                        yield name, reordered(tensors[name], module.head_size, order)
-
     def _own_name(self, name: str) -> str:
-        if name.startswith("lm_head."):
-            return name
-        return f"{self.base}.{name.removeprefix('model.').removeprefix('backbone.')}"
+        if name.startswith(("lm_head.", "embed_out.")):
+            return name.replace("embed_out.", "lm_head.")
+        prefix = next((prefix for prefix in _BASES if name.startswith(prefix)), "")
+        return f"{self.base}.{name.removeprefix(prefix)}"
 
     def forward(
         self, op: OpBuilder, ids: ir.Value, mask: ir.Value | None, past: Sequence[Mapping[str, ir.Value]]

@@ -3,11 +3,12 @@
 Letters: B batch, T tokens, H hidden size, F feed-forward size, N outputs, K inputs of a linear.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
+from torch import Tensor
 
 Activation = Callable[[OpBuilder, ir.Value], ir.Value]
 
@@ -37,15 +38,32 @@ class Embedding(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """``w x / sqrt(mean x² + eps)`` over the last axis."""
+    """``w x / sqrt(mean x² + eps)`` over the last axis; with `offset`, checkpoints hold w - 1."""
+
+    def __init__(self, size: int, eps: float, *, offset: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter([size])
+        self.eps, self.offset = eps, offset
+
+    def prepare(self, tensors: Mapping[str, Tensor], order: list[int] | None) -> dict[str, Tensor]:
+        """Return those of this layer's `tensors` that are other than in the checkpoint."""
+        return {"weight": tensors["weight"].float() + 1} if self.offset and "weight" in tensors else {}
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        return op.RMSNormalization(x, self.weight, axis=-1, epsilon=self.eps)
+
+
+class LayerNorm(nn.Module):
+    """``w (x - mean) / sqrt(variance + eps) + b`` over the last axis."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter([size])
+        self.bias = nn.Parameter([size])
         self.eps = eps
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        return op.RMSNormalization(x, self.weight, axis=-1, epsilon=self.eps)
+        return op.LayerNormalization(x, self.weight, self.bias, axis=-1, epsilon=self.eps)
 
 
 class GatedRMSNorm(nn.Module):
@@ -115,16 +133,26 @@ class FusedGatedMLP(nn.Module):
 
 
 class PlainMLP(nn.Module):
-    """``down(act(up(x)))``."""
+    """``down(act(up(x)))``; `names` are those of the two."""
 
-    def __init__(self, hidden: int, inner: int, activation: Activation, *, bias: bool = False) -> None:
+    def __init__(
+        self,
+        hidden: int,
+        inner: int,
+        activation: Activation,
+        *,
+        bias: bool = False,
+        names: Sequence[str] = ("up_proj", "down_proj"),
+    ) -> None:
         super().__init__()
-        self.up_proj = Linear(hidden, inner, bias=bias)
-        self.down_proj = Linear(inner, hidden, bias=bias)
-        self.activation = activation
+        up, down = names
+        setattr(self, up, Linear(hidden, inner, bias=bias))
+        setattr(self, down, Linear(inner, hidden, bias=bias))
+        self.names, self.activation = tuple(names), activation
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        return self.down_proj(op, self.activation(op, self.up_proj(op, x)))
+        up, down = (getattr(self, name) for name in self.names)
+        return down(op, self.activation(op, up(op, x)))
 
 
 def silu(op: OpBuilder, x: ir.Value) -> ir.Value:
@@ -142,6 +170,11 @@ def gelu_tanh(op: OpBuilder, x: ir.Value) -> ir.Value:
     return op.Gelu(x, approximate="tanh")
 
 
+def relu(op: OpBuilder, x: ir.Value) -> ir.Value:
+    """``max(x, 0)``."""
+    return op.Relu(x)
+
+
 def relu_squared(op: OpBuilder, x: ir.Value) -> ir.Value:
     """``max(x, 0)²``."""
     positive = op.Relu(x)
@@ -152,7 +185,10 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": silu,
     "swish": silu,
     "gelu": gelu,
+    "gelu_fast": gelu_tanh,
+    "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
+    "relu": relu,
     "relu2": relu_squared,
 }
 """Activations by the names that transformers' configurations use."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from families import VOCAB, save_tiny, tiny_model
 
+from edgeslim.errors import ExportError
 from edgeslim.exporters import FAMILIES
 from edgeslim.exporters.parity import sample_tokens
 from edgeslim.runtime.generate import generate
@@ -104,6 +105,19 @@ def test_half_precision_checkpoints_are_exported_in_full_precision(tmp_path: Pat
         ("qwen2", {"use_sliding_window": False}),
         ("gpt2", {"tie_word_embeddings": False}),
         ("mamba2", {"n_groups": 1, "tie_word_embeddings": True}),
+        ("mamba", {"use_bias": True, "use_conv_bias": False, "tie_word_embeddings": False}),
+        ("granitemoehybrid", {"position_embedding_type": "rope"}),
+        ("falcon_h1", {"mamba_rms_norm": False}),
+        ("falcon_h1", {"mamba_norm_before_gate": True, "projectors_bias": True}),
+        ("zamba2", {"use_shared_attention_adapter": False, "use_mem_rope": False, "time_step_min": 0.6}),
+        ("nemotron_h", {"time_step_min": 0.6, "mlp_bias": True}),
+        ("bamba", {"time_step_limit": [0.5, 0.9], "head_dim": 40}),
+        ("jamba", {"num_experts": 1}),
+        ("lfm2", {"block_auto_adjust_ff_dim": False, "conv_bias": True}),
+        ("gpt_neox", {"use_parallel_residual": False, "rotary_pct": 1.0}),
+        ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": True}),
+        ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
+        ("gemma3_text", {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}}}),
     ],
     ids=lambda value: value if isinstance(value, str) else "+".join(value),
 )
@@ -112,6 +126,27 @@ def test_variants_within_a_family_agree(tmp_path: Path, family: str, changes: di
 
     (tmp_path / "bundle").mkdir()
     checkpoint = save_tiny(tmp_path / "checkpoint", family, tokenizer=False, **changes)
-    manifest = export_checkpoint(checkpoint, tmp_path / "bundle")
+    manifest = export_checkpoint(checkpoint, tmp_path / "bundle")  # int8, by operators of ours
 
     assert max(manifest.parity["max_abs_error"].values()) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("granitemoehybrid", {"num_local_experts": 4}, "with 4 experts cannot be exported; expected 0"),
+        ("nemotron_h", {"layers_block_type": ["linear_attention", "moe"]}, "kind 'moe' cannot be exported"),
+        ("stablelm", {"qk_layernorm": True}, "qk_layernorm cannot be exported"),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 cannot be exported"),
+        ("opt", {"layer_norm_elementwise_affine": False}, "expected norms with weights"),
+        ("bamba", {"head_dim": 8}, "2 rotated pairs of columns in heads of 8 do not fit"),
+    ],
+)
+def test_what_a_family_has_beyond_its_graph_is_refused(
+    tmp_path: Path, family: str, changes: dict[str, object], message: str
+) -> None:
+    from edgeslim.exporters import build_graph
+
+    checkpoint = save_tiny(tmp_path, family, tokenizer=False, **changes)
+    with pytest.raises(ExportError, match=message):
+        build_graph(checkpoint)
