@@ -72,6 +72,9 @@ def _streamed(skeleton: Skeleton, prepare: Callable[[nn.Module, str], None]) -> 
     _fill_head(skeleton)
     embedding, head = skeleton.model.get_input_embeddings(), skeleton.model.get_output_embeddings()  # type: ignore[operator]
     prepare(nn.ModuleList([embedding, head]), "")
+    for name, module in skeleton.model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head and module.weight.device.type != "meta":
+            prepare(module, name)
     hooks = []
     for index, module in enumerate(skeleton.blocks):
 
