@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeslim.errors import BundleError
-from edgeslim.runtime.manifest import GENAI_CONFIG
+from edgeslim.runtime.manifest import ENGINES, GENAI_CONFIG, MANIFEST
 
 HF_CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -18,7 +18,8 @@ class RunConfig:
     """The facts of a bundle that sessions, generation and profiling share.
 
     `context_length` counts tokens and is None where nothing bounds it. `eos_ids` holds every id that ends a text.
-    `session_options` are those of onnxruntime-genai's decoder, as they stand in genai_config.json.
+    `session_options` are those of onnxruntime-genai's decoder, as they stand in genai_config.json, or the manifest's.
+    `engines` are those that can run the bundle.
     """
 
     vocab_size: int | None = None
@@ -27,6 +28,7 @@ class RunConfig:
     eos_ids: frozenset[int] = frozenset()
     session_options: Mapping[str, Any] = field(default_factory=dict)
     has_genai_config: bool = False
+    engines: tuple[str, ...] = ENGINES
 
 
 def read_config(bundle: Path) -> RunConfig:
@@ -37,14 +39,16 @@ def read_config(bundle: Path) -> RunConfig:
     if not bundle.is_dir():
         raise BundleError(f"{bundle}: no such bundle folder")
     genai, hf, generation = (read_object(bundle / name) for name in (GENAI_CONFIG, HF_CONFIG, GENERATION_CONFIG))
+    manifest = read_object(bundle / MANIFEST)
     model = genai.get("model", {})
     return RunConfig(
         vocab_size=model.get("vocab_size") or hf.get("vocab_size"),
         context_length=model.get("context_length") or hf.get("max_position_embeddings"),
         bos_id=next(iter(_ids(generation.get("bos_token_id", hf.get("bos_token_id")))), None),
         eos_ids=frozenset(_eos_ids(generation, model, hf)),
-        session_options=model.get("decoder", {}).get("session_options", {}),
+        session_options=model.get("decoder", {}).get("session_options") or manifest.get("session_options", {}),
         has_genai_config=bool(genai),
+        engines=tuple(manifest.get("engines", ENGINES)),
     )
 
 

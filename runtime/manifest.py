@@ -17,6 +17,7 @@ GRAPH = "model.onnx"
 SCORING = "scoring.onnx"
 DATA = "model.onnx.data"
 GENAI_CONFIG = "genai_config.json"
+ENGINES = ("genai", "ort")
 FORMAT = 1
 """Version of the manifest's keys; another version is refused."""
 
@@ -62,9 +63,10 @@ class Manifest:
     """The contents of `edgeslim.json`.
 
     `weights` is fp32, fp16, int8, int4 or int3; `lowering` kernel, gather or dense, and `reason` why; `weight_bytes`
-    the size of the data file; `libraries` the kernel libraries by architecture; `parity` holds the largest
-    differences to transformers' logits and their tolerance; `recipe` the effective recipe of every stage, empty where
-    unknown.
+    the size of the data file; `libraries` the kernel libraries by architecture; `engines` those that can run the
+    bundle, and `session_options` what onnxruntime is told where no genai_config.json says it; `parity` holds the
+    largest differences to transformers' logits and their tolerance; `recipe` the effective recipe of every stage, empty
+    where unknown.
     """
 
     source: Source
@@ -78,6 +80,8 @@ class Manifest:
     lowering: str = "dense"
     reason: str = ""
     libraries: Mapping[str, str] = field(default_factory=dict)
+    engines: tuple[str, ...] = ENGINES
+    session_options: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
@@ -157,6 +161,7 @@ def _from_json(content: dict[str, Any]) -> Manifest:
             **plain,
             "source": Source(**content["source"]),
             "layers": tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"]),
+            "engines": tuple(content.get("engines", ENGINES)),
             "libraries": {arch: _inside(name) for arch, name in content.get("libraries", {}).items()},
             "files": {_inside(name): FileRecord(**record) for name, record in content["files"].items()},
         }

@@ -8,6 +8,7 @@ A session is fed a prompt in pieces of any size, then one token at a time; it gi
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -92,6 +93,7 @@ class OrtSession:
         self._wants_mask = "attention_mask" in inputs
         self._wants_positions = "position_ids" in inputs
         self._outputs = [o.name for o in self._session.get_outputs()]
+        self.reduces = KEPT_POSITIONS in self._outputs
         grows = any(isinstance(d, str) for i in self._state_inputs for d in i.shape[1:])
         self._context_length = self.config.context_length if grows else None  # a recurrent state has no end
         self.reset()
@@ -120,19 +122,43 @@ class OrtSession:
 
     def feed(self, tokens: Tokens) -> Logits:
         """Append `tokens` [B, T] to the state and return the logits [B, V] after the last of them."""
-        return np.asarray(self._run(tokens)[:, -1], dtype=np.float32)
+        return np.asarray(self._run(tokens)["logits"][:, -1], dtype=np.float32)
 
     def feed_all(self, tokens: Tokens) -> Logits:
         """Append `tokens` [B, T] to the state and return the logits [B, T, V] after each of them.
 
+        Raises: BundleError when the graph gives the last position only, or reduced the tokens.
+        """
+        logits, positions = self.feed_kept(tokens)
+        if positions.shape != tokens.shape:
+            raise BundleError(f"{self._graph} reduces its prompts; its logits are those of the kept positions only")
+        return logits
+
+    def feed_kept(self, tokens: Tokens) -> tuple[Logits, Tokens]:
+        """Append `tokens` [B, T] to the state; return the logits [B, K, V] after those that a reduction of the prompt
+        leaves, and which these are [B, K], ascending: all of them where nothing is reduced.
+
         Raises: BundleError when the graph gives the last position only.
         """
-        logits = self._run(tokens)
-        if logits.shape[1] != tokens.shape[1]:
+        outputs = self._run(tokens)
+        logits = np.asarray(outputs["logits"], dtype=np.float32)
+        everything = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+        positions = outputs.get(KEPT_POSITIONS, everything)
+        if logits.shape[1] != positions.shape[1]:
             raise BundleError(f"{self._graph} gives the last position's logits only; open the bundle's scoring graph")
-        return np.asarray(logits, dtype=np.float32)
+        return logits, np.asarray(positions, dtype=np.int64)
 
-    def _run(self, tokens: Tokens) -> npt.NDArray[Any]:
+    @property
+    def cache_lengths(self) -> tuple[int, ...]:
+        """How many tokens the key-value cache of each layer that has one holds; a reduced prompt leaves fewer."""
+        return tuple(value.shape()[2] for name, value in self._state.items() if name.endswith(".key"))
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the whole state: key-value caches, recurrent states, windows of convolutions."""
+        return sum(math.prod(v.shape()) * np.dtype(_DTYPES[v.data_type()]).itemsize for v in self._state.values())
+
+    def _run(self, tokens: Tokens) -> dict[str, npt.NDArray[Any]]:
         _check_tokens(tokens, self._batch, self._position, self._context_length, self.config.vocab_size)
         binding = self._session.io_binding()
         for name, array in self._token_inputs(tokens).items():
@@ -145,8 +171,7 @@ class OrtSession:
         outputs = dict(zip(self._outputs, binding.get_outputs(), strict=True))
         self._state = {name: outputs[PRESENT + name.removeprefix(PAST)] for name in self._state}
         self._position += tokens.shape[1]
-        logits: npt.NDArray[Any] = outputs["logits"].numpy()
-        return logits
+        return {name: value.numpy() for name, value in outputs.items() if not name.startswith(PRESENT)}
 
     def _token_inputs(self, tokens: Tokens) -> dict[str, Tokens]:
         batch, count = tokens.shape
@@ -168,9 +193,15 @@ class GenaiSession:
     def __init__(self, bundle: Path, *, threads: int | None = None, max_length: int | None = None) -> None:
         """Load `bundle`. `max_length` bounds prompt and new tokens together; None: what genai_config.json says.
 
-        Raises: BundleError when the bundle does not load; RuntimeUnavailable without onnxruntime-genai.
+        Raises: BundleError when the bundle does not load, or its layers' caches differ in length; RuntimeUnavailable
+        without onnxruntime-genai.
         """
         self.config = read_config(bundle)
+        if "genai" not in self.config.engines:
+            raise BundleError(
+                f"{bundle}: onnxruntime-genai cannot hold caches of different lengths, which a reduced prompt leaves; "
+                "use engine 'ort'"
+            )
         self._og = import_engine("genai")
         _existing(bundle / GENAI_CONFIG)
         self.library = _inside_only(bundle_library(bundle))
