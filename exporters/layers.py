@@ -1,6 +1,6 @@
 """The linears of a graph: their names, how many of their weights are zero, what they take on disk."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,13 +33,22 @@ def measure_layers(graph: ir.Graph) -> dict[str, Linear]:
     return {node.name or "": _measure(node) for node in linears(graph)}
 
 
-def layer_bytes(graph: ir.Graph, measured: Mapping[str, Linear], form: str) -> tuple[Layer, ...]:
-    """Return manifest entries for the `measured` linears with the bytes their nodes' constants take in `graph`."""
-    sizes = {node.name: sum(_constant_bytes(value) for value in node.inputs[1:]) for node in linears(graph)}
+def layer_bytes(
+    graph: ir.Graph, measured: Mapping[str, Linear], form: str | Callable[[ir.Node], str]
+) -> tuple[Layer, ...]:
+    """Return manifest entries for the `measured` linears with the bytes their nodes' constants take in `graph`, and
+    their form: one for all, or what it says of each node."""
+    nodes = {node.name: node for node in linears(graph)}
     return tuple(
-        Layer(name=linear.name, shape=linear.shape, sparsity=linear.sparsity, bytes=sizes[node], form=form)
-        for node, linear in measured.items()
-        if node in sizes
+        Layer(
+            name=linear.name,
+            shape=linear.shape,
+            sparsity=linear.sparsity,
+            bytes=sum(_constant_bytes(value) for value in nodes[name].inputs[1:]),
+            form=form if isinstance(form, str) else form(nodes[name]),
+        )
+        for name, linear in measured.items()
+        if name in nodes
     )
 
 

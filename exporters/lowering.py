@@ -24,7 +24,7 @@ from edgeslim.exporters.passes.gather_linears import GatherLinears, channels, fi
 from edgeslim.exporters.passes.half_weights import HalfWeights
 from edgeslim.exporters.passes.join_linears import JoinLinears
 from edgeslim.exporters.passes.packed_linears import PackedLinears
-from edgeslim.exporters.passes.quantize_linears import BLOCK, QuantizeLinears
+from edgeslim.exporters.passes.quantize_linears import QuantizeLinears, stock_form
 from edgeslim.exporters.passes.split_skip_norms import SplitSkipNorms
 from edgeslim.exporters.passes.store_packed import Choice, StoredMatrix, StorePacked
 from edgeslim.exporters.plan import Plan
@@ -79,11 +79,9 @@ def lower(model: ir.Model, plan: Plan, scratch: Path, progress: Progress = lambd
 def _lower_to_stock(model: ir.Model, plan: Plan, measured: Mapping[str, Linear]) -> Lowered:
     if plan.is_integer:
         run_passes(model, [QuantizeLinears(plan.plain_bits, given=plan.given_stock)])
-        form = f"blocks of {BLOCK}, int{plan.bits}"
-    else:
-        run_passes(model, [HalfWeights()] if plan.bits == 16 else [])
-        form = plan.weights
-    return Lowered(layers=layer_bytes(model.graph, measured, form), lowering="dense")
+        return Lowered(layers=layer_bytes(model.graph, measured, stock_form), lowering="dense")
+    run_passes(model, [HalfWeights()] if plan.bits == 16 else [])
+    return Lowered(layers=layer_bytes(model.graph, measured, plan.weights), lowering="dense")
 
 
 def _lower_to_gather(model: ir.Model, plan: Plan, measured: Mapping[str, Linear]) -> Lowered:

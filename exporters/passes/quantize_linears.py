@@ -145,6 +145,11 @@ def constant_matrix(node: ir.Node) -> ir.Value | None:
     return right if not node.attributes.get_int("transA", 0) and node.attributes.get_float("alpha", 1.0) == 1 else None
 
 
+def stock_form(node: ir.Node) -> str:
+    """Return what a packed product stores its weights as, in a few words."""
+    return f"blocks of {node.attributes.get_int('block_size', 0)}, int{node.attributes.get_int('bits', 0)}"
+
+
 def set_accuracy_level(model: ir.Model, level: int) -> None:
     """Set how exactly the packed products of `model` compute."""
     for node in model.graph:
