@@ -109,12 +109,14 @@ template <int BITS, Layout LAYOUT>
 struct Reader {
   const uint8_t* values;
   const uint8_t* masks;
+  const uint8_t* taken;  // masks of steps whose values are taken
   int64_t step_bytes;
   __m512i zero;
 
   Reader(const Packed& w, int64_t tile)
       : values(w.values + tile_start(w, tile)),
         masks(LAYOUT == Layout::dense ? nullptr : tile_masks(w, tile)),
+        taken(masks),
         step_bytes(w.step_bytes),
         zero(_mm512_set1_epi8(char(1 << (BITS - 1)))) {}
 
@@ -126,16 +128,37 @@ struct Reader {
     if (LAYOUT != Layout::dense) _mm_prefetch(reinterpret_cast<const char*>(masks) + kMasksAhead, _MM_HINT_T0);
   }
 
-  __m512i next() {
+  // The next step's stored codes; moves on to the step after it.
+  __m512i take() {
     const __m512i codes = load_codes<BITS>(values);
-    if (LAYOUT == Layout::dense) {
-      values += step_bytes;
-      return codes;
-    }
-    const uint64_t mask = load_mask(masks, 0);
-    masks += 8;
-    values += LAYOUT == Layout::nm ? step_bytes : bytes_of(count_ones(mask), BITS);
-    return _mm512_mask_expand_epi8(zero, __mmask64(mask), codes);
+    values += LAYOUT == Layout::bitmap ? bytes_of(count_ones(load_mask(taken, 0)), BITS) : step_bytes;
+    if (LAYOUT == Layout::bitmap) taken += 8;
+    return codes;
+  }
+
+  // Those of step `index` after the last one that was passed, at their positions.
+  __m512i spread(__m512i codes, int64_t index) const {
+    return LAYOUT == Layout::dense ? codes : _mm512_mask_expand_epi8(zero, __mmask64(load_mask(masks, index)), codes);
+  }
+
+  void pass(int64_t steps) {
+    if (LAYOUT != Layout::dense) masks += 8 * steps;
+  }
+
+  __m512i next() {
+    const __m512i column = spread(take(), 0);
+    pass(1);
+    return column;
+  }
+};
+
+// The stored codes of four steps.
+struct Four {
+  __m512i codes[4];
+
+  template <class R>
+  void take(R& reader) {
+    for (__m512i& one : codes) one = reader.take();
   }
 };
 
@@ -158,26 +181,47 @@ static inline Zmm scaled(const Packed& w, int64_t tile, int64_t group, __m512i s
   return Zmm::fma({_mm512_cvtepi32_ps(sum)}, load_scales<Zmm>(w, tile, group), total);
 }
 
+// The products of the four steps whose codes are taken, added to four sums, which hide the latency of a product. With
+// MORE the next four are taken before: a processor that looks ahead by itself does not look far enough past so many wide
+// instructions that wait for each other.
+template <bool MORE, class R>
+static inline void add_four(R& reader, Four& ahead, const int8_t* a, __m512i* sums) {
+  __m512i columns[4];
+  for (int i = 0; i < 4; ++i) {
+    columns[i] = reader.spread(ahead.codes[i], i);
+    asm volatile("" : "+v"(columns[i]));  // here, before more is taken
+  }
+  reader.pass(4);
+  if (MORE) ahead.take(reader);
+  for (int i = 0; i < 4; ++i) add_products(sums[i], columns[i], four_inputs(a + 4 * i));
+}
+
 template <int BITS, Layout LAYOUT>
 static void few_of(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
+  const bool fours = w.groups == 1 || w.group_steps() % 4 == 0;  // whether groups end where fours of steps do
   for (int64_t tile = first; tile < last; ++tile)
     for (int64_t token = 0; token < x.tokens; ++token) {
       Reader<BITS, LAYOUT> reader(w, tile);
       const int8_t* a = x.codes + token * x.stride;
       Zmm total = Zmm::set(0);
+      int64_t left = fours ? w.steps / 4 : 0;  // fours of steps
+      Four ahead;
+      if (left) ahead.take(reader);
       for (int64_t group = 0; group < w.groups; ++group) {
-        __m512i s0 = correction(w, x, token, group), s1 = _mm512_setzero_si512(), s2 = s1, s3 = s1;
+        __m512i sums[4] = {correction(w, x, token, group)};
+        for (int i = 1; i < 4; ++i) sums[i] = _mm512_setzero_si512();
         int64_t steps = w.steps - group * w.group_steps();
         if (steps > w.group_steps()) steps = w.group_steps();
-        for (; steps >= 4; steps -= 4, a += 16) {  // four sums hide the latency of a product
+        for (; steps >= 4 && left > 1; steps -= 4, a += 16, --left) {
           reader.ask_ahead();
-          add_products(s0, reader.next(), four_inputs(a));
-          add_products(s1, reader.next(), four_inputs(a + 4));
-          add_products(s2, reader.next(), four_inputs(a + 8));
-          add_products(s3, reader.next(), four_inputs(a + 12));
+          add_four<true>(reader, ahead, a, sums);
         }
-        for (; steps > 0; --steps, a += 4) add_products(s0, reader.next(), four_inputs(a));
-        const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(s0, s1), _mm512_add_epi32(s2, s3));
+        if (steps >= 4 && left == 1) {
+          add_four<false>(reader, ahead, a, sums);
+          steps -= 4, a += 16, left = 0;
+        }
+        for (; steps > 0; --steps, a += 4) add_products(sums[0], reader.next(), four_inputs(a));
+        const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
         total = scaled(w, tile, group, sum, total);
       }
       emit(out, w.n, tile, token, Zmm::mul(total, Zmm::set(x.scale[token])));
