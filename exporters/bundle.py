@@ -7,6 +7,7 @@ held in memory.
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,22 @@ import onnx_ir as ir
 from edgeslim import __version__
 from edgeslim.errors import OutputError
 from edgeslim.exporters.data_file import write_data
-from edgeslim.exporters.genai import genai_config
+from edgeslim.exporters.genai import genai_config, session_options
 from edgeslim.exporters.graph import build_graph, read_config
 from edgeslim.exporters.grids import read_checkpoint_grids
 from edgeslim.exporters.libraries import copy_libraries, find_libraries
 from edgeslim.exporters.lowering import lower, scratch_file
 from edgeslim.exporters.parity import check_parity
 from edgeslim.exporters.passes import run_passes
+from edgeslim.exporters.passes.drop_kept_positions import DropKeptPositions
 from edgeslim.exporters.passes.last_logits import LastLogits
 from edgeslim.exporters.passes.recurrent_names import RecurrentNames
 from edgeslim.exporters.passes.tied_embedding import TiedEmbedding
-from edgeslim.exporters.plan import Lowering, Weights, make_plan, target_costs
+from edgeslim.exporters.plan import Lowering, Rounding, Weights, make_plan, target_costs
+from edgeslim.exporters.reduced_parity import check_reduced_parity
+from edgeslim.exporters.reduction import fitting_engines, reduction_of, reduction_passes
 from edgeslim.runtime.manifest import DATA, GENAI_CONFIG, GRAPH, SCORING, Manifest, Source, record_files, sha256
+from edgeslim.tokens.plan import ReductionPlan
 
 Progress = Callable[[str], None]
 STAGES = ("graph", "weights", "parity")
@@ -77,17 +82,18 @@ def export_checkpoint(
     plan = make_plan(weights, lowering, library=bool(libraries), costs=target_costs(libraries), grids=grids)
     check_folder(bundle_dir)
     config = read_config(checkpoint_dir)
+    reduction = reduction_of(config, checkpoint_dir)
     progress("graph")
     model = build_graph(checkpoint_dir)
-    run_passes(model, [RecurrentNames(), TiedEmbedding()])
+    run_passes(model, [RecurrentNames(), TiedEmbedding(), *reduction_passes(reduction, config)])
     progress("weights")
     with scratch_file(bundle_dir) as scratch:
         lowered = lower(model, plan, scratch)
         _write_graphs(model, bundle_dir)
     places = copy_libraries(libraries, bundle_dir) if lowered.uses_kernels and library else {}
-    _write_texts(checkpoint_dir, bundle_dir, model.graph, config, prepack=plan.bits < 32, libraries=places)
-    progress("parity")
-    parity = check_parity(bundle_dir, checkpoint_dir, rounding=plan.rounding)
+    _copy_texts(checkpoint_dir, bundle_dir)
+    engines = fitting_engines(reduction, model.graph)
+    options = _run_options(checkpoint_dir, bundle_dir, model.graph, config, engines, plan.bits < 32, places)
     manifest = Manifest(
         source=Source(
             id=source or str(checkpoint_dir),
@@ -100,13 +106,26 @@ def export_checkpoint(
         weight_bytes=(bundle_dir / DATA).stat().st_size,
         layers=lowered.layers,
         libraries=places,
+        engines=engines,
+        session_options=options,
         files=record_files(bundle_dir),
         recipe={**config.get("edgeslim", {}), **(recipe or {})},
         versions=versions(),
-        parity=parity,
     )
+    if options:
+        manifest.write(bundle_dir)  # the sessions of the comparison read their options there
+    progress("parity")
+    manifest = replace(manifest, parity=_compare(bundle_dir, checkpoint_dir, reduction, plan.rounding))
     manifest.write(bundle_dir)
     return manifest
+
+
+def _compare(
+    bundle_dir: Path, checkpoint_dir: Path, reduction: ReductionPlan | None, rounding: Rounding | None
+) -> dict[str, Any]:
+    if reduction is None:
+        return check_parity(bundle_dir, checkpoint_dir, rounding=rounding)
+    return check_reduced_parity(bundle_dir, checkpoint_dir, reduction, rounding=rounding)
 
 
 def check_folder(bundle_dir: Path) -> None:
@@ -119,27 +138,34 @@ def _write_graphs(model: ir.Model, bundle_dir: Path) -> None:
     """Write data file, scoring graph (all positions) and generation graph (last position), which `model` becomes."""
     write_data(model, bundle_dir)
     ir.save(model, bundle_dir / SCORING)
-    run_passes(model, [LastLogits()])
+    run_passes(model, [DropKeptPositions(), LastLogits()])
     ir.save(model, bundle_dir / GRAPH)
 
 
-def _write_texts(
+def _copy_texts(checkpoint_dir: Path, bundle_dir: Path) -> None:
+    """Copy what describes the model and its text: configurations, tokenizer, template."""
+    for name in TEXTS:
+        if (checkpoint_dir / name).is_file():
+            shutil.copyfile(checkpoint_dir / name, bundle_dir / name)
+
+
+def _run_options(
     checkpoint_dir: Path,
     bundle_dir: Path,
     graph: ir.Graph,
     config: Mapping[str, Any],
-    *,
+    engines: Sequence[str],
     prepack: bool,
     libraries: Mapping[str, str],
-) -> None:
-    """Write genai_config.json and copy what describes the model and its text: configurations, tokenizer, template."""
-    for name in TEXTS:
-        if (checkpoint_dir / name).is_file():
-            shutil.copyfile(checkpoint_dir / name, bundle_dir / name)
-    generation_path = checkpoint_dir / "generation_config.json"
-    generation = json.loads(generation_path.read_text(encoding="utf-8")) if generation_path.is_file() else {}
+) -> dict[str, str | bool]:
+    """Write genai_config.json where onnxruntime-genai can run the bundle; else return the session options of it."""
     library = next(iter(libraries.values()), None)
+    if "genai" not in engines:
+        return session_options(prepack=prepack, library=library)
+    path = checkpoint_dir / "generation_config.json"
+    generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_json(bundle_dir / GENAI_CONFIG, genai_config(graph, config, generation, prepack=prepack, library=library))
+    return {}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -84,11 +84,7 @@ def _decoder(
     names = [value.name for value in graph.inputs]
     plain = [name for name in ("input_ids", "attention_mask", "position_ids") if name in names]
     options: dict[str, Any] = {"log_id": "edgeslim", "provider_options": []}
-    if not prepack:
-        options["session.disable_prepacking"] = "1"
-    if library is not None:
-        options["custom_ops_library"] = library
-        options["enable_cpu_mem_arena"] = False  # few large buffers a run: an arena only keeps more of them
+    options |= session_options(prepack=prepack, library=library)
     return {
         "session_options": options,
         "filename": GRAPH,
@@ -102,6 +98,15 @@ def _decoder(
             **{f"present_{_STATES[kind]}": f"present.%d.{kind}" for kind in _STATES if kind in states},
         },
     }
+
+
+def session_options(*, prepack: bool, library: str | None) -> dict[str, str | bool]:
+    """Return what onnxruntime is told, see `genai_config`."""
+    options: dict[str, str | bool] = {} if prepack else {"session.disable_prepacking": "1"}
+    if library is not None:
+        options["custom_ops_library"] = library
+        options["enable_cpu_mem_arena"] = False  # few large buffers a run: an arena only keeps more of them
+    return options
 
 
 def _sizes(graph: ir.Graph, config: Mapping[str, Any]) -> dict[str, int]:

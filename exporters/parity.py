@@ -11,7 +11,8 @@ far the packed model is from the original one is measured beside it, and not jud
 Letters: B batch, T tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,18 @@ def check_parity(bundle: Path, checkpoint: Path, *, rounding: Rounding | None = 
     scale = max(1.0, float(np.abs(expected).max()))
     figures: dict[str, Any] = {"tokens": tokens.shape[1], "logit_scale": scale, "tolerance": TOLERANCE}
     if rounding is None:
-        figures["max_abs_error"] = _judge(bundle, compare(bundle, tokens, expected)[0], TOLERANCE * scale)
+        figures["max_abs_error"] = judge(bundle, compare(bundle, tokens, expected)[0], TOLERANCE * scale)
         return figures
-    figures["max_abs_error"] = _judge(bundle, _compare_exactly(bundle, tokens, expected), TOLERANCE * scale)
+    with exact_graphs(bundle) as prefix:
+        exact = compare(bundle, tokens, expected, prefix=prefix)[0]
+    figures["max_abs_error"] = judge(bundle, exact, TOLERANCE * scale)
     shipped, logits = compare(bundle, tokens, expected)
     figures["shipped_tolerance"] = SHIPPED_TOLERANCE
-    figures["shipped_max_abs_error"] = _judge(bundle, shipped, SHIPPED_TOLERANCE * scale)
+    figures["shipped_max_abs_error"] = judge(bundle, shipped, SHIPPED_TOLERANCE * scale)
     return {**figures, "to_original": divergence(original, logits)}
 
 
-def _judge(bundle: Path, errors: dict[str, float], allowed: float) -> dict[str, float]:
+def judge(bundle: Path, errors: dict[str, float], allowed: float) -> dict[str, float]:
     """Return `errors`, by way of feeding.
 
     Raises: ParityError when one is beyond `allowed`, or no number.
@@ -89,15 +92,16 @@ def compare(bundle: Path, tokens: Tokens, expected: Logits, *, prefix: str = "")
     count = tokens.shape[1]
     ways = {"whole": [count], "split": [count // 2, count - count // 2], "step": [1] * count}
     session = OrtSession(bundle, graph=prefix + GRAPH)
-    errors = {way: _last_error(session, tokens, expected, pieces) for way, pieces in ways.items()}
+    errors = {way: last_error(session, tokens, expected, pieces) for way, pieces in ways.items()}
     del session  # one graph in memory at a time
     logits = OrtSession(bundle, graph=prefix + SCORING).feed_all(tokens)[0]
     errors["all_positions"] = float(np.abs(logits - expected).max())
     return errors, logits
 
 
-def _compare_exactly(bundle: Path, tokens: Tokens, expected: Logits) -> dict[str, float]:
-    """Compare graphs that differ from the bundle's in one attribute: their activations stay float32."""
+@contextmanager
+def exact_graphs(bundle: Path) -> Iterator[str]:
+    """Yield the prefix of graphs that differ from the bundle's in one attribute: their activations stay float32."""
     copies = [bundle / (_EXACT + name) for name in (GRAPH, SCORING)]
     try:
         for copy in copies:
@@ -105,13 +109,13 @@ def _compare_exactly(bundle: Path, tokens: Tokens, expected: Logits) -> dict[str
             set_accuracy_level(model, 0)
             set_float_activations(model)
             ir.save(model, copy)
-        return compare(bundle, tokens, expected, prefix=_EXACT)[0]
+        yield _EXACT
     finally:
         for copy in copies:
             copy.unlink(missing_ok=True)
 
 
-def _last_error(session: OrtSession, tokens: Tokens, expected: Logits, pieces: Sequence[int]) -> float:
+def last_error(session: OrtSession, tokens: Tokens, expected: Logits, pieces: Sequence[int]) -> float:
     """Feed `tokens` in `pieces` and return the largest difference after each piece's last token."""
     session.reset()
     worst, end = 0.0, 0

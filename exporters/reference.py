@@ -30,19 +30,24 @@ def reference_logits(checkpoint: Path, tokens: Tokens, *, rounding: Rounding | N
 
     Raises: ExportError when transformers cannot run the checkpoint.
     """
+    try:
+        with quiet_transformers():
+            skeleton = Checkpoint.open(checkpoint).skeleton()
+            with _streamed(skeleton, rounder(rounding)), torch.inference_mode():
+                logits = skeleton.model(torch.from_numpy(tokens), use_cache=False).logits[0]
+    except CheckpointError as fault:
+        raise ExportError(f"no reference to compare with: {fault}") from fault
+    return np.asarray(logits.float().numpy())
+
+
+def rounder(rounding: Rounding | None) -> Callable[[nn.Module, str], None]:
+    """Return what is done with each module once it is loaded: its weights are rounded, by `rounding` where given."""
 
     def prepare(module: nn.Module, name: str) -> None:
         if rounding is not None:
             round_weights_(module, rounding, name)
 
-    try:
-        with quiet_transformers():
-            skeleton = Checkpoint.open(checkpoint).skeleton()
-            with _streamed(skeleton, prepare), torch.inference_mode():
-                logits = skeleton.model(torch.from_numpy(tokens), use_cache=False).logits[0]
-    except CheckpointError as fault:
-        raise ExportError(f"no reference to compare with: {fault}") from fault
-    return np.asarray(logits.float().numpy())
+    return prepare
 
 
 def round_weights_(model: nn.Module, rounding: Rounding, name: str = "") -> None:
@@ -68,13 +73,7 @@ def round_weights_(model: nn.Module, rounding: Rounding, name: str = "") -> None
 @contextmanager
 def _streamed(skeleton: Skeleton, prepare: Callable[[nn.Module, str], None]) -> Iterator[None]:
     """Let each decoder block of `skeleton` be loaded and `prepare`d just before it runs, and dropped after."""
-    skeleton.fill_outside_blocks(_CPU)
-    _fill_head(skeleton)
-    embedding, head = skeleton.model.get_input_embeddings(), skeleton.model.get_output_embeddings()  # type: ignore[operator]
-    prepare(nn.ModuleList([embedding, head]), "")
-    for name, module in skeleton.model.named_modules():
-        if isinstance(module, nn.Linear) and module is not head and module.weight.device.type != "meta":
-            prepare(module, name)
+    fill_outside_blocks(skeleton, prepare)
     hooks = []
     for index, module in enumerate(skeleton.blocks):
 
@@ -90,6 +89,17 @@ def _streamed(skeleton: Skeleton, prepare: Callable[[nn.Module, str], None]) -> 
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def fill_outside_blocks(skeleton: Skeleton, prepare: Callable[[nn.Module, str], None]) -> None:
+    """Load and `prepare` what is no decoder block: embedding, head, norms."""
+    skeleton.fill_outside_blocks(_CPU)
+    _fill_head(skeleton)
+    embedding, head = skeleton.model.get_input_embeddings(), skeleton.model.get_output_embeddings()  # type: ignore[operator]
+    prepare(nn.ModuleList([embedding, head]), "")
+    for name, module in skeleton.model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head and module.weight.device.type != "meta":
+            prepare(module, name)
 
 
 def _fill_head(skeleton: Skeleton) -> None:

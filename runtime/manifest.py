@@ -81,7 +81,7 @@ class Manifest:
     reason: str = ""
     libraries: Mapping[str, str] = field(default_factory=dict)
     engines: tuple[str, ...] = ENGINES
-    session_options: Mapping[str, str] = field(default_factory=dict)
+    session_options: Mapping[str, str | bool] = field(default_factory=dict)
     format: int = FORMAT
 
     @property

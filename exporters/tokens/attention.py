@@ -48,7 +48,7 @@ class Attention:
         """
         past, cos, sin = (node.inputs[i] if i < len(node.inputs) else None for i in (_PAST_KEY, _COS, _SIN))
         width = past.shape[3] if past is not None and past.shape is not None else None
-        if cos is None or sin is None or not isinstance(width, int) or node.attributes.get_int("rotary_interleaved", 0):
+        if cos is None or sin is None or not isinstance(width, int) or _is_interleaved(node):
             raise ExportError(f"tokens cannot be reduced: attention of layer {layer} rotates its keys in no known way")
         window = node.attributes.get_int(_WINDOW, -1)
         return cls(
@@ -79,6 +79,10 @@ class Lengths:
 
     last: ir.Value
     total: ir.Value
+
+
+def _is_interleaved(node: ir.Node) -> bool:
+    return node.attributes.get_int("rotary_interleaved", 0) != 0
 
 
 def lengths_of(ops: Ops, attention: Attention, positions: ir.Value) -> Lengths:

@@ -52,11 +52,11 @@ class Ops:
         types: Sequence[ir.DataType],
     ) -> Sequence[ir.Value]:
         """Make an If and return its outputs, of element types `types`; each branch makes its own nodes."""
-        branches = {
+        branches: dict[str, object] = {
             "then_branch": self._branch("then", then, types),
             "else_branch": self._branch("else", otherwise, types),
         }
-        outputs = self.several("If", len(types), condition, **branches)
+        outputs = self.several("If", len(types), condition, domain="", **branches)
         for value, kind in zip(outputs, types, strict=True):
             value.type = ir.TensorType(kind)
         return outputs
