@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from edgeslim.checkpoint import Skeleton
 from edgeslim.errors import CheckpointError, RecipeError, did_you_mean
+from edgeslim.experts import SplitExperts
 
 SENSITIVE = ("*.x_proj", "*.dt_proj")
 """Small, sensitive matrices of Mamba-1: pruned only where an include pattern names them."""
@@ -226,6 +227,13 @@ def all_linear_names(skeleton: Skeleton) -> list[str]:
         for path, module in block.named_modules()
         if _is_linear(module)
     ]
+
+
+def is_routed(block: nn.Module, name: str, prefix: str) -> bool:
+    """Return whether only some tokens reach the linear `name` of `block`, whose full names begin with `prefix`."""
+    path = name.removeprefix(prefix)
+    owners = [path.rsplit(".", count)[0] for count in range(1, path.count(".") + 1)]
+    return any(isinstance(block.get_submodule(owner), SplitExperts) for owner in owners)
 
 
 def weight_matrix(module: nn.Module) -> Tensor:

@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from edgeslim.blockwise import (
     capture_inputs,
     check_patterns,
     input_groups,
+    is_routed,
     prunable_linears,
     twin,
     weight_matrix,
@@ -263,23 +264,25 @@ class _PruneRun:
     ) -> dict[str, InputStatistics]:
         """Return the input statistics of the linears `firsts`, one of each group, by name.
 
-        With the `last` groups of a block, the dense stream moves on to the block's output.
+        With the `last` groups of a block, the dense stream moves on to the block's output. Experts see other tokens in
+        each stream, so their statistics do not relate the two.
         """
-        cross = self._dense is not None
+        prefix = f"{self._skeleton.block_names[index]}."
+        related = [] if self._dense is None else [name for name in firsts if not is_routed(block, name, prefix)]
         statistics = {
-            name: InputStatistics(weight_matrix(module).shape[1], cross=cross, device=self._device)
+            name: InputStatistics(weight_matrix(module).shape[1], cross=name in related, device=self._device)
             for name, module in firsts.items()
         }
-        prefix = f"{self._skeleton.block_names[index]}."
-        partners = [dense.get_submodule(name.removeprefix(prefix)) for name in firsts]
+        partners = {name: dense.get_submodule(name.removeprefix(prefix)) for name in related}
         for batch in range(len(self._pruned)):
             hidden = self._pruned.read(batch)
             seen, _ = capture_inputs(partial(self._runner.run, index, block, hidden, batch), list(firsts.values()))
-            original: list[Tensor] | list[None] = [None] * len(seen)
-            if self._dense is not None:
-                original = self._dense_inputs(index, dense, partners, batch, self._dense, last=last)
-            for entry, x, x_dense in zip(statistics.values(), seen, original, strict=True):
-                entry.add(x, x_dense)
+            original: dict[str, Tensor] = {}
+            if self._dense is not None and (related or last):
+                found = self._dense_inputs(index, dense, list(partners.values()), batch, self._dense, last=last)
+                original = dict(zip(related, found, strict=True))
+            for (name, entry), x in zip(statistics.items(), seen, strict=True):
+                entry.add(x, original.get(name))
         return statistics
 
     def _dense_inputs(
@@ -297,7 +300,12 @@ class _PruneRun:
         entry: TensorEntry = self._skeleton.entry(f"{name}.weight", self._target.entries)
         weight = weight_matrix(module)
         transposed = not isinstance(module, nn.Linear)
-        pruned = prune_matrix(weight.to(entry.dtype), statistics, self._job.config_of(name))
+        config = self._job.config_of(name)
+        if config.needs_cross_moment and statistics.c is None:
+            config = replace(config, target="pruned")
+        if not statistics.tokens:  # an expert that no token went to: all inputs count the same
+            statistics.h.fill_diagonal_(1)
+        pruned = prune_matrix(weight.to(entry.dtype), statistics, config)
         stored = pruned.weight.T.contiguous() if transposed else pruned.weight
         write_weight(entry, stored)
         module.weight.copy_(stored)  # type: ignore[operator]

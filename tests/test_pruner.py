@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, save_tiny
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edgeslim.calibration import Calibration
@@ -258,6 +258,34 @@ def test_fused_experts_are_refused_by_name(tmp_path: Path) -> None:
     MixtralForCausalLM(config).save_pretrained(tmp_path / "dense")
     with pytest.raises(CheckpointError, match="experts"):
         _prune(tmp_path / "dense", tmp_path / "out")
+
+
+@pytest.mark.parametrize("target", ["pruned", "dense"])
+def test_experts_are_pruned_one_by_one(tmp_path: Path, target: Any) -> None:
+    folder = save_tiny(tmp_path / "dense", "jamba")
+    config = PruneConfig(method="mrp", effort="fast", target=target)
+    report = _prune(folder, tmp_path / "out", config=config, include=("*.experts.*",))
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+
+    assert len(report.linears) == 4 * 3
+    for linear in report.linears:
+        assert float((weights[f"{linear.name}.weight"] == 0).float().mean()) == pytest.approx(0.5, abs=0.02)
+        assert 0 < linear.relative_error < 1
+    assert torch.isfinite(Checkpoint.open(tmp_path / "out").load()(TOKENS[:1]).logits).all()
+
+
+def test_an_expert_that_no_token_goes_to_keeps_its_largest_weights(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "dense", "jamba", num_experts_per_tok=1)
+    before = load_file(folder / "model.safetensors")
+    router = before["model.layers.1.feed_forward.router.weight"]
+    router[1], router[2:] = -router[0], 0  # a token goes to the first where its score is positive, else to the second
+    save_file(before, folder / "model.safetensors", {"format": "pt"})
+    _prune(folder, tmp_path / "out", config=PruneConfig(method="mrp", effort="fast"), include=("*.experts.3.*",))
+    name = "model.layers.1.feed_forward.experts.3.up_proj.weight"
+    after = load_file(tmp_path / "out" / "model.safetensors")[name]
+
+    kept = before[name].abs().topk(32, dim=1).indices.sort(dim=1).values
+    assert torch.equal(after.nonzero()[:, 1].view(-1, 32), kept)
 
 
 def test_the_output_must_not_be_the_model(tmp_path: Path) -> None:
