@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from edgeslim.evaluate.perplexity import (
     Nll,
     PerplexityResult,
@@ -43,10 +45,14 @@ def bundle_perplexity(
 
 
 def session_scorer(session: OrtSession) -> Callable[[Windows], Nll]:
-    """Return a function from windows [B, T] to negative log-likelihoods [B, T-1]; `session` runs a scoring graph."""
+    """Return a function from windows [B, T] to negative log-likelihoods [B, T-1]; `session` runs a scoring graph.
+
+    Where the graph reduces its prompts, they are those of the kept positions alone, [B, K].
+    """
 
     def score(windows: Windows) -> Nll:
         session.reset(len(windows))
-        return nll_of_logits(session.feed_all(windows[:, :-1]), windows[:, 1:])
+        logits, positions = session.feed_kept(windows[:, :-1])
+        return nll_of_logits(logits, np.take_along_axis(windows, positions + 1, axis=1))
 
     return score

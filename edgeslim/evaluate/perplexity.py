@@ -51,15 +51,18 @@ def perplexity(
 ) -> PerplexityResult:
     """Return the perplexity of `tokens` [N], already with or without special tokens as `rule` wants them.
 
-    `score` gives the negative log-likelihoods [B, T-1], in nats, of the tokens after the first of each window [B, T];
-    it gets `batch` windows at a time. `on_progress` is called with the windows done and their number.
+    `score` gives the negative log-likelihoods [B, T-1], in nats, of the tokens after the first of each window [B, T],
+    or of equally many of them in each where a model reduces its prompts; it gets `batch` windows at a time.
+    `on_progress` is called with the windows done and their number.
     Raises: EvaluationError when there is not one window, or a likelihood is not a number.
     """
     check_rule(rule)
     windows = cut_windows(tokens, seqlen)
     means: list[float] = []
+    targets = 0
     for start in range(0, len(windows), batch):
         nll = score(windows[start : start + batch])
+        targets += nll.size
         means += nll.mean(axis=1, dtype=np.float64).tolist()
         if on_progress is not None:
             on_progress(len(means), len(windows))
@@ -68,8 +71,8 @@ def perplexity(
     # Windows are equally long: the mean of their means is the mean over all targets, by either rule.
     with np.errstate(over="ignore"):
         value = float(np.exp(np.mean(means)))
-    scored = seqlen if rule == "reference" else seqlen - 1
-    return PerplexityResult(perplexity=value, tokens=len(windows) * scored, windows=len(windows))
+    counted = targets + (len(windows) if rule == "reference" else 0)
+    return PerplexityResult(perplexity=value, tokens=counted, windows=len(windows))
 
 
 def encode_text(text: str, encode: Callable[[str, bool], Sequence[int]], rule: Rule = "edgeslim") -> Windows:
