@@ -1,4 +1,4 @@
-"""The verbs of edgeslim as Python functions: prune, export, inspect, run, profile, eval, bench_kernels, compress.
+"""The verbs of edgeslim as functions: prune, reduce, export, inspect, run, profile, eval, compress, bench_kernels.
 
 Keyword options are the keys of the verb's recipe (see `edgeslim.recipe`), with its defaults. Heavy libraries are
 imported by the verb that needs them.
@@ -12,14 +12,27 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgeslim.errors import EvaluationError, RecipeError, first_line
 from edgeslim.output import new_folder, refuse_existing
 from edgeslim.progress import Progress, silent
-from edgeslim.recipe import EvalRecipe, ExportRecipe, LayerRecipe, ProfileRecipe, PruneRecipe, RunRecipe, from_options
+from edgeslim.recipe import (
+    EvalRecipe,
+    ExportRecipe,
+    FrontierRecipe,
+    LayerRecipe,
+    ProfileRecipe,
+    PruneRecipe,
+    ReduceRecipe,
+    RunRecipe,
+    from_options,
+)
 
 if TYPE_CHECKING:
+    from edgeslim.calibration import Calibration
     from edgeslim.checkpoint import Checkpoint
     from edgeslim.evaluate.perplexity import PerplexityResult
+    from edgeslim.evaluate.reduction import ReductionResult
     from edgeslim.pruner import PruneReport
     from edgeslim.pruning.methods import PruneConfig
     from edgeslim.pruning.patterns import Pattern
+    from edgeslim.reducer import ReduceReport
     from edgeslim.runtime.inspection import Inspection
     from edgeslim.runtime.kernel_bench import KernelReport
     from edgeslim.runtime.manifest import Manifest
@@ -50,19 +63,12 @@ def prune(
     recipe = from_options(PruneRecipe, options)
     output = Path(output)
     refuse_existing(output, force=force)
-    from edgeslim.calibration import read_text, sample_windows
     from edgeslim.checkpoint import Checkpoint
     from edgeslim.pruner import PruneJob, prune_checkpoint
 
     checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     progress(0, 1, "reading calibration text")
-    calibration = sample_windows(
-        read_text(recipe.calib),
-        checkpoint.tokenizer(),
-        samples=recipe.samples,
-        seqlen=_calibration_length(recipe, checkpoint.config),
-        seed=recipe.seed,
-    )
+    calibration = calibration_windows(recipe, checkpoint)
     config, sequential = _prune_config(recipe)
     job = PruneJob(
         config=config,
@@ -71,10 +77,26 @@ def prune(
         seed=recipe.seed,
         include=recipe.include,
         exclude=recipe.exclude,
-        device=_device(recipe.device),
+        device=torch_device(recipe.device),
         sequential=sequential,
     )
     return prune_checkpoint(checkpoint, output, job, force=force, restart=restart, progress=progress)
+
+
+def reduce(model: StrPath, output: StrPath, *, force: bool = False, **options: Any) -> "ReduceReport":
+    """Copy the checkpoint `model` into the new folder `output` with a plan of token reduction; return what it does.
+
+    `options`: see `ReduceRecipe`.
+
+    Raises: RecipeError, CheckpointError, OutputError.
+    """
+    recipe = from_options(ReduceRecipe, options)
+    output = Path(output)
+    refuse_existing(output, force=force)
+    from edgeslim.checkpoint import Checkpoint
+    from edgeslim.reducer import reduce_checkpoint
+
+    return reduce_checkpoint(Checkpoint.open(model).folder, output, recipe, force=force)
 
 
 def export(
@@ -180,8 +202,8 @@ def eval(
     allow_pickle: bool = False,
     progress: Progress = silent,
     **options: Any,
-) -> "PerplexityResult":
-    """Return the perplexity of a checkpoint or a bundle on a text. `options`: see `EvalRecipe`.
+) -> "PerplexityResult | ReductionResult":
+    """Return what a checkpoint or a bundle is worth on a text, by the suite asked for. `options`: see `EvalRecipe`.
 
     Raises: RecipeError, CheckpointError, BundleError, EvaluationError.
     """
@@ -194,6 +216,8 @@ def eval(
     from edgeslim.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    if recipe.suite == "reduction":
+        return _eval_reduction(checkpoint, text, recipe, progress)
     return _eval_checkpoint(checkpoint, text, recipe, progress)
 
 
@@ -212,6 +236,28 @@ def compress(
     return compress_checkpoint(
         read_recipe(Path(recipe_file)), Path(output), force=force, restart=restart, progress=progress
     )
+
+
+def frontier(
+    model: StrPath,
+    output: StrPath,
+    *,
+    force: bool = False,
+    restart: bool = False,
+    progress: Progress = silent,
+    **options: Any,
+) -> dict[str, Any]:
+    """Try forms of `model`, uniform ones and one for each linear, and measure each; return the report as JSON values.
+
+    `options`: see `FrontierRecipe`. `output` gets the table (Markdown and JSON), a plot, and each trial's recipe, which
+    `compress` repeats. Finished trials of a killed run are kept.
+
+    Raises: RecipeError and whatever the steps raise.
+    """
+    recipe = from_options(FrontierRecipe, options)
+    from edgeslim.search.job import run_frontier
+
+    return run_frontier(str(model), Path(output), recipe, force=force, restart=restart, progress=progress)
 
 
 _STREAMS: dict[str, tuple[Literal["pruned", "dense"], bool]] = {"fast": ("pruned", False), "best": ("dense", True)}
@@ -259,6 +305,22 @@ def _layer_config(layer: LayerRecipe, config: "PruneConfig", recipe: PruneRecipe
     return replace(config, grid=None if layer.quantize == "none" else parse_grid(layer.quantize))
 
 
+def calibration_windows(recipe: PruneRecipe, checkpoint: "Checkpoint") -> "Calibration":
+    """Return the calibration windows that `recipe` asks for, in the checkpoint's tokens.
+
+    Raises: RecipeError, CalibrationError, CheckpointError.
+    """
+    from edgeslim.calibration import read_text, sample_windows
+
+    return sample_windows(
+        read_text(recipe.calib),
+        checkpoint.tokenizer(),
+        samples=recipe.samples,
+        seqlen=_calibration_length(recipe, checkpoint.config),
+        seed=recipe.seed,
+    )
+
+
 def _calibration_length(recipe: PruneRecipe, config: Any) -> int:
     """Return the window length: as asked, else 2048 or the model's context where that is shorter."""
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
@@ -269,7 +331,11 @@ def _calibration_length(recipe: PruneRecipe, config: Any) -> int:
     return recipe.seqlen
 
 
-def _device(name: str) -> str:
+def torch_device(name: str) -> str:
+    """Return the device that `name` (auto, cpu, cuda) means here.
+
+    Raises: RecipeError where it cannot be used.
+    """
     import torch
 
     if name == "auto":
@@ -317,8 +383,30 @@ def _eval_checkpoint(checkpoint: "Checkpoint", text: str, recipe: EvalRecipe, pr
             text,
             seqlen=recipe.seqlen,
             rule=recipe.rule,  # type: ignore[arg-type]
-            device=_device(recipe.device),
+            device=torch_device(recipe.device),
             on_progress=_labelled(progress, "scoring the checkpoint"),
+        )
+
+
+def _eval_reduction(checkpoint: "Checkpoint", text: str, recipe: EvalRecipe, progress: Progress) -> "ReductionResult":
+    """Compare a model whose tokens are reduced with itself unreduced."""
+    from edgeslim.checkpoint import quiet_transformers
+    from edgeslim.evaluate.reduction import Amount
+    from edgeslim.evaluate.torch_prompts import checkpoint_reduction
+
+    with quiet_transformers():
+        return checkpoint_reduction(
+            checkpoint,
+            text,
+            amount=Amount(
+                seqlen=recipe.seqlen,
+                suffix=max(1, min(64, recipe.seqlen // 4)),
+                windows=recipe.windows,
+                prompts=recipe.prompts,
+                seeds=tuple(range(recipe.seeds)),
+            ),
+            device=torch_device(recipe.device),
+            on_progress=_labelled(progress, "scoring, reduced and dense"),
         )
 
 

@@ -15,7 +15,17 @@ import typer
 from edgeslim import __version__, api
 from edgeslim.errors import EdgeslimError, RecipeError
 from edgeslim.progress import Progress, progress_bar
-from edgeslim.recipe import EvalRecipe, ExportRecipe, LayerRecipe, ProfileRecipe, PruneRecipe, RunRecipe, read_recipe
+from edgeslim.recipe import (
+    EvalRecipe,
+    ExportRecipe,
+    FrontierRecipe,
+    LayerRecipe,
+    ProfileRecipe,
+    PruneRecipe,
+    ReduceRecipe,
+    RunRecipe,
+    read_recipe,
+)
 
 app = typer.Typer(
     name="edgeslim",
@@ -29,12 +39,15 @@ bench = typer.Typer(no_args_is_help=True, help="Measure parts of edgeslim on thi
 app.add_typer(bench, name="bench")
 
 _PRUNE, _EXPORT, _RUN, _PROFILE, _EVAL = PruneRecipe(), ExportRecipe(), RunRecipe(), ProfileRecipe(), EvalRecipe()
+_FRONTIER = FrontierRecipe()
 
 _EXTRA_OF = {
     **dict.fromkeys(("torch", "transformers", "safetensors", "tokenizers", "datasets", "huggingface_hub"), "compress"),
     **dict.fromkeys(("mobius", "onnx", "onnx_ir", "onnxscript"), "export"),
 }
 """The extra of pyproject.toml that brings a package."""
+
+_REDUCE = ReduceRecipe()
 
 Model = Annotated[str, typer.Argument(help="A Hugging Face checkpoint folder or hub id.", show_default=False)]
 Bundle = Annotated[Path, typer.Argument(help="A bundle folder.", show_default=False)]
@@ -141,6 +154,67 @@ def prune(
 
 
 @app.command()
+def reduce(
+    model: Model,
+    output: Output,
+    method: Annotated[
+        str, typer.Option(help="utrc, evit, pumer, ltmp, random, truncate or official-code.")
+    ] = _REDUCE.method,
+    flops: Annotated[float | None, typer.Option(help="Share of a prefill's FLOPs to save.  [default: 0.2]")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers to reduce at, as 10,15,20.  [default: by the model's depth]")
+    ] = None,
+    ratio: Annotated[float | None, typer.Option(help="Tokens kept at each layer, instead of --flops.")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Importance: clip, l1, l2, none; attention, key-norm.  [default: clip; attention]"),
+    ] = None,
+    q: Annotated[float, typer.Option(help="Share of removed tokens that a hybrid prunes; the rest merge.")] = _REDUCE.q,
+    hidden: Annotated[str, typer.Option(help="The mixer's branch: hybrid, merge or prune.")] = _REDUCE.hidden,
+    residual: Annotated[str, typer.Option(help="The residual beside it: hybrid, merge or prune.")] = _REDUCE.residual,
+    merge: Annotated[str, typer.Option(help="Tokens that share a destination: pairwise or mean.")] = _REDUCE.merge,
+    protect_last: Annotated[int, typer.Option(help="Tokens at the end that stay as they are.")] = _REDUCE.protect_last,
+    protect_first: Annotated[
+        bool, typer.Option("--protect-first/--no-protect-first", help="The first token stays as it is.")
+    ] = _REDUCE.protect_first,
+    prompt_tokens: Annotated[int, typer.Option(help="Prompt for which FLOPs are counted.")] = _REDUCE.prompt_tokens,
+    seed: Annotated[int, typer.Option(help="Of random.")] = _REDUCE.seed,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Copy a checkpoint with a plan of which tokens of a prompt to drop or merge, at which layers."""
+    with _one_line_errors():
+        report = api.reduce(
+            model,
+            output,
+            force=force,
+            **_given(
+                method=method,
+                flops=flops,
+                layers=_integers("layers", layers),
+                ratio=ratio,
+                metric=metric,
+                q=q,
+                hidden=hidden,
+                residual=residual,
+                merge=merge,
+                protect_last=protect_last,
+                protect_first=protect_first,
+                prompt_tokens=prompt_tokens,
+                seed=seed,
+            ),
+        )
+    if as_json:
+        return _print_json(report.to_json())
+    plan = report.plan
+    print(f"{output}: {plan.method}, of {plan.prompt_tokens} tokens {', '.join(map(str, report.kept))} are left")
+    print(f"after layers {', '.join(map(str, plan.layers))} (ratio {plan.ratios[0]}; -1 is before the first)")
+    print(f"FLOPs of the prefill: {plan.flops_cut_counted:.1%} less, counted with head and reduction")
+    by_formula = "" if report.formula_ratio is None else f", which would keep {report.formula_ratio} for the same cut"
+    print(f"by the paper's formula: {plan.flops_cut_formula:.1%} less{by_formula}")
+
+
+@app.command()
 def export(
     model: Model,
     output: Output,
@@ -177,6 +251,60 @@ def export(
         return print(f"not compared with where it came from: {manifest.parity['not_compared']}")
     worst = max(manifest.parity["max_abs_error"].values())
     print(f"outputs differ from the source's by at most {worst:.2g}, of at most {manifest.parity['logit_scale']:.3g}")
+
+
+@app.command()
+def frontier(
+    model: Model,
+    output: Output,
+    bits: Annotated[str, typer.Option(help="Range of bits a weight: values, mask and scales.")] = _FRONTIER.bits,
+    calib: Annotated[
+        str | None, typer.Option(help="Text file, folder, JSONL or dataset id.  [default: the bundled text]")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Calibration windows.")] = _FRONTIER.samples,
+    seqlen: Annotated[int | None, typer.Option(help="Tokens a window.  [default: 2048 or the context]")] = None,
+    seed: Annotated[int, typer.Option(help="Where the windows lie.")] = _FRONTIER.seed,
+    device: Device = _FRONTIER.device,
+    effort: Annotated[str, typer.Option(help="fast or best.")] = _FRONTIER.effort,
+    text: Annotated[str | None, typer.Option(help="Text to score.  [default: the bundled held-out text]")] = None,
+    eval_seqlen: Annotated[int, typer.Option(help="Tokens a window of the text to score.")] = _FRONTIER.eval_seqlen,
+    lowering: Annotated[str, typer.Option(help="auto, kernel or dense.")] = _FRONTIER.lowering,
+    profile: Annotated[bool, typer.Option("--profile/--no-profile", help="Measure speeds.")] = _FRONTIER.profile,
+    plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the plot.")] = _FRONTIER.plot,
+    max_bytes: Annotated[int | None, typer.Option(help="Name the best with at most so many bytes of weights.")] = None,
+    min_tok_s: Annotated[float | None, typer.Option(help="Name the best that decodes at least so fast.")] = None,
+    force: Force = False,
+    restart: Restart = False,
+    as_json: Json = False,
+) -> None:
+    """Try forms of a model, uniform ones and one for each linear: a table and a plot of perplexity, bytes and speed."""
+    with _reporting() as progress:
+        report = api.frontier(
+            model,
+            output,
+            force=force,
+            restart=restart,
+            progress=progress,
+            **_given(
+                bits=bits,
+                calib=calib,
+                samples=samples,
+                seqlen=seqlen,
+                seed=seed,
+                device=device,
+                effort=effort,
+                text=text,
+                eval_seqlen=eval_seqlen,
+                lowering=lowering,
+                profile=profile,
+                plot=plot,
+                max_bytes=max_bytes,
+                min_tok_s=min_tok_s,
+            ),
+        )
+    if as_json:
+        return _print_json(report)
+    print((output / "frontier.md").read_text(encoding="utf-8"), end="")
 
 
 @app.command()
@@ -284,22 +412,41 @@ def evaluate(
     text: Annotated[str | None, typer.Option(help="A text file.  [default: the bundled held-out text]")] = None,
     seqlen: Annotated[int, typer.Option(help="Tokens a window.")] = _EVAL.seqlen,
     rule: Annotated[str, typer.Option(help="edgeslim, or reference: that of the papers' scripts.")] = _EVAL.rule,
+    suite: Annotated[str, typer.Option(help="perplexity, or reduction: beside itself unreduced.")] = _EVAL.suite,
+    seeds: Annotated[int, typer.Option(help="Reduction suite: seeds.")] = _EVAL.seeds,
+    windows: Annotated[int, typer.Option(help="Reduction suite: text windows a seed.")] = _EVAL.windows,
+    prompts: Annotated[int, typer.Option(help="Reduction suite: prompts a recall task and seed.")] = _EVAL.prompts,
     device: Device = _EVAL.device,
     trust_remote_code: Remote = False,
     allow_pickle: Pickle = False,
     as_json: Json = False,
 ) -> None:
-    """Perplexity of a checkpoint or a bundle on a text."""
+    """Perplexity of a checkpoint or a bundle on a text, or what the reduction of its tokens costs."""
     with _reporting() as progress:
         result = api.eval(
             model,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
             progress=progress,
-            **_given(text=text, seqlen=seqlen, rule=rule, device=device),
+            **_given(
+                text=text,
+                seqlen=seqlen,
+                rule=rule,
+                suite=suite,
+                seeds=seeds,
+                windows=windows,
+                prompts=prompts,
+                device=device,
+            ),
         )
     if as_json:
         return _print_json(asdict(result))
+    from edgeslim.evaluate.reduction import ReductionResult
+
+    if isinstance(result, ReductionResult):
+        from edgeslim.tables import print_reduction
+
+        return print_reduction(result, model)
     print(f"{model}: perplexity {result.perplexity:.3f} ({result.tokens:,} tokens in {result.windows} windows)")
 
 
@@ -365,6 +512,14 @@ def _layers(recipe: Path | None) -> tuple[LayerRecipe, ...] | None:
     if step is None or not step.layers:
         raise RecipeError(f"{recipe}: no [[prune.layers]]; expected at least one")
     return step.layers
+
+
+def _integers(name: str, text: str | None) -> tuple[int, ...] | None:
+    """Return the integers in `text`, which commas part."""
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise RecipeError(f"{name}: expected integers parted by commas, got {text!r}") from None
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ SOLVERS = ("cholesky", "cg")
 TARGETS = ("pruned", "dense")
 SCOPES = ("row", "layer")
 WEIGHTS = ("auto", "fp32", "fp16", "int8", "int4", "int3")
-LOWERINGS = ("auto", "kernel", "gather", "dense")
+LOWERINGS = ("auto", "kernel", "gather", "dense", "tensorrt")
 ENGINES = ("auto", "genai", "ort")
 RULES = ("edgeslim", "reference")
 SUITES = ("perplexity", "reduction")
@@ -189,7 +189,8 @@ class ProfileRecipe:
 class EvalRecipe:
     """What to score. `text` None is the bundled held-out text; `rule` "reference" is the scripts' of the papers.
 
-    `suite` "reduction" compares a model whose tokens are reduced with itself unreduced, over `seeds` seeds.
+    `suite` "reduction" compares a model whose tokens are reduced with itself unreduced, over `seeds` seeds, with
+    `windows` windows of text and `prompts` prompts of each recall task a seed.
     """
 
     text: str | None = None
@@ -197,13 +198,51 @@ class EvalRecipe:
     rule: str = "edgeslim"
     suite: str = "perplexity"
     seeds: int = 3
+    windows: int = 32
+    prompts: int = 32
     device: str = "auto"
 
     def __post_init__(self) -> None:
         _check_choice("rule", self.rule, RULES)
         _check_choice("suite", self.suite, SUITES)
-        _check_least("seeds", self.seeds, 1)
+        for name in ("seeds", "windows", "prompts"):
+            _check_least(name, getattr(self, name), 1)
         _check_least("seqlen", self.seqlen, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierRecipe:
+    """Which forms to try, and how.
+
+    `bits` is the range of bits a weight (values, mask and scales of the linears). `samples`, `seqlen`, `calib`, `seed`,
+    `device` and `effort` are those of each prune, `text` and `eval_seqlen` of each perplexity, `lowering` of each
+    export. `max_bytes` (of all packed weights) and `min_tok_s` (decoding) are budgets to name the best form for.
+    """
+
+    bits: str = "2.2-4.5"
+    calib: str | None = None
+    samples: int = 128
+    seqlen: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    effort: str = "best"
+    text: str | None = None
+    eval_seqlen: int = 256
+    lowering: str = "auto"
+    profile: bool = True
+    plot: bool = True
+    max_bytes: int | None = None
+    min_tok_s: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("effort", self.effort, EFFORTS)
+        _check_choice("lowering", self.lowering, LOWERINGS)
+        _check_least("samples", self.samples, 1)
+        _check_least("seqlen", self.seqlen, 2)
+        _check_least("eval_seqlen", self.eval_seqlen, 2)
+        _check_least("max_bytes", self.max_bytes, 1)
+        if self.min_tok_s is not None and not self.profile:
+            raise RecipeError(f"min_tok_s needs profile = true, got min_tok_s {self.min_tok_s:g} without it")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """What an error of each linear's output costs the model, and how large that error is for each form.
 
-An error δ of a linear's output y moves the model's loss, to second order, and where the text is the model's own, by ½ (g · δ)² a token, g being the gradient of the log-likelihood of tokens that the model draws: its Fisher
-information. With δ spread as evenly over the outputs as we know it,
+An error δ of a linear's output y moves the model's loss, to second order and on text of the model's own, by ½ (g · δ)²
+a token, g being the gradient of the log-likelihood of tokens that the model draws: its Fisher information. With δ
+spread as evenly over the outputs as we know it,
 
     ΔL = ½ E|g|² / out · E|δ|²         E|δ|² = ½ tr (w' - w) H (w' - w)ᵀ     by what prune_matrix reports
 
@@ -30,13 +31,13 @@ from edgeslim.blockwise import (
     weight_matrix,
 )
 from edgeslim.checkpoint import Checkpoint, quiet_transformers
-from edgeslim.frontier.allocation import Option
-from edgeslim.frontier.forms import Form
 from edgeslim.memory import release_free_memory
 from edgeslim.progress import Progress
 from edgeslim.pruning.methods import PruneConfig, prune_matrix
 from edgeslim.pruning.statistics import InputStatistics
 from edgeslim.quantize.grid import bits_per_weight
+from edgeslim.search.allocation import Option
+from edgeslim.search.forms import Form
 
 Options = dict[str, list[Option]]
 
