@@ -304,7 +304,7 @@ class _PruneRun:
         if config.needs_cross_moment and statistics.c is None:
             config = replace(config, target="pruned")
         if not statistics.tokens:  # an expert that no token went to: all inputs count the same
-            statistics.h.fill_diagonal_(1)
+            statistics.add(torch.eye(weight.shape[1]))
         pruned = prune_matrix(weight.to(entry.dtype), statistics, config)
         stored = pruned.weight.T.contiguous() if transposed else pruned.weight
         write_weight(entry, stored)
