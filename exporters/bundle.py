@@ -21,16 +21,17 @@ from edgeslim.exporters.genai import genai_config, session_options
 from edgeslim.exporters.graph import build_graph, read_config
 from edgeslim.exporters.grids import read_checkpoint_grids
 from edgeslim.exporters.libraries import copy_libraries, find_libraries
-from edgeslim.exporters.lowering import lower, scratch_file
+from edgeslim.exporters.lowering import Lowered, lower, scratch_file
 from edgeslim.exporters.parity import check_parity
 from edgeslim.exporters.passes import run_passes
 from edgeslim.exporters.passes.drop_kept_positions import DropKeptPositions
 from edgeslim.exporters.passes.last_logits import LastLogits
 from edgeslim.exporters.passes.recurrent_names import RecurrentNames
 from edgeslim.exporters.passes.tied_embedding import TiedEmbedding
-from edgeslim.exporters.plan import Lowering, Rounding, Weights, make_plan, target_costs
+from edgeslim.exporters.plan import Lowering, Plan, Rounding, Weights, make_plan, target_costs
 from edgeslim.exporters.reduced_parity import check_reduced_parity
 from edgeslim.exporters.reduction import fitting_engines, reduction_of, reduction_passes
+from edgeslim.exporters.tensorrt import TWO_OF_FOUR, provider_options
 from edgeslim.runtime.manifest import DATA, GENAI_CONFIG, GRAPH, SCORING, Manifest, Source, record_files, sha256
 from edgeslim.tokens.plan import ReductionPlan
 
@@ -93,7 +94,7 @@ def export_checkpoint(
     places = copy_libraries(libraries, bundle_dir) if lowered.uses_kernels and library else {}
     _copy_texts(checkpoint_dir, bundle_dir)
     engines = fitting_engines(reduction, model.graph)
-    options = _run_options(checkpoint_dir, bundle_dir, model.graph, config, engines, plan.bits < 32, places)
+    options = _run_options(checkpoint_dir, bundle_dir, model.graph, config, engines, plan.copies_weights, places)
     manifest = Manifest(
         source=Source(
             id=source or str(checkpoint_dir),
@@ -108,6 +109,7 @@ def export_checkpoint(
         libraries=places,
         engines=engines,
         session_options=options,
+        providers=_providers(model.graph, config, plan, lowered),
         files=record_files(bundle_dir),
         recipe={**config.get("edgeslim", {}), **(recipe or {})},
         versions=versions(),
@@ -126,6 +128,16 @@ def _compare(
     if reduction is None:
         return check_parity(bundle_dir, checkpoint_dir, rounding=rounding)
     return check_reduced_parity(bundle_dir, checkpoint_dir, reduction, rounding=rounding)
+
+
+def _providers(
+    graph: ir.Graph, config: Mapping[str, Any], plan: Plan, lowered: Lowered
+) -> Mapping[str, Mapping[str, str]]:
+    """Return the providers of onnxruntime that the bundle is for, before the CPU's, and their options."""
+    if plan.lowering != "tensorrt":
+        return {}
+    sparse = any(layer.form.endswith(TWO_OF_FOUR) for layer in lowered.layers)
+    return provider_options(graph, config, half=plan.bits == 16, sparse=sparse)
 
 
 def check_folder(bundle_dir: Path) -> None:

@@ -43,7 +43,7 @@ def genai_config(
     length = context_length(config)
     states = _states(graph)
     search: dict[str, Any] = {"do_sample": False, "max_length": min(length, MAX_LENGTH), "num_beams": 1}
-    search["past_present_share_buffer"] = "key" in states
+    search["past_present_share_buffer"] = any(node.op_type == "GroupQueryAttention" for node in graph)
     model: dict[str, Any] = {
         "type": "decoder",
         "vocab_size": config["vocab_size"],

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgeslim.errors import ExportError
 from edgeslim.exporters.functions import DOMAIN, form_name
-from edgeslim.exporters.layers import Linear, layer_bytes, measure_layers
+from edgeslim.exporters.layers import Linear, layer_bytes, linears, measure_layers
 from edgeslim.exporters.packed_nodes import Matrix, is_linear, matrix_of
 from edgeslim.exporters.packing import F32
 from edgeslim.exporters.passes import run_passes
@@ -21,14 +21,17 @@ from edgeslim.exporters.passes.fuse_norm import FuseNorm
 from edgeslim.exporters.passes.fuse_state_space import FuseStateSpace
 from edgeslim.exporters.passes.fuse_sums import FuseSums
 from edgeslim.exporters.passes.gather_linears import GatherLinears, channels, find_patterns, stored_weights
+from edgeslim.exporters.passes.half_products import HalfProducts
 from edgeslim.exporters.passes.half_weights import HalfWeights
 from edgeslim.exporters.passes.join_linears import JoinLinears
 from edgeslim.exporters.passes.packed_linears import PackedLinears
 from edgeslim.exporters.passes.quantize_linears import QuantizeLinears, stock_form
 from edgeslim.exporters.passes.split_skip_norms import SplitSkipNorms
+from edgeslim.exporters.passes.standard_operators import StandardOperators
 from edgeslim.exporters.passes.store_packed import Choice, StoredMatrix, StorePacked
 from edgeslim.exporters.plan import Plan
 from edgeslim.exporters.row_blocks import BlockPattern
+from edgeslim.exporters.tensorrt import TWO_OF_FOUR, follows_two_of_four
 from edgeslim.runtime.manifest import Layer
 
 Progress = Callable[[int, int], None]
@@ -61,6 +64,8 @@ def lower(model: ir.Model, plan: Plan, scratch: Path, progress: Progress = lambd
         return _lower_to_stock(model, plan, measured)
     if plan.lowering == "gather":
         return _lower_to_gather(model, plan, measured)
+    if plan.lowering == "tensorrt":
+        return _lower_to_tensorrt(model, plan, measured)
     selected = {node for node, layer in measured.items() if plan.select(layer)}
     run_passes(model, [PackedLinears(select=lambda node: (node.name or "") in selected, lookups=plan.bits < 32)])
     run_passes(model, [SplitSkipNorms(), FuseNorm(), FuseGate(), JoinLinears(plan.joinable), FuseSums()])
@@ -98,6 +103,35 @@ def _lower_to_gather(model: ir.Model, plan: Plan, measured: Mapping[str, Linear]
     run_passes(model, [GatherLinears(patterns), *([HalfWeights()] if plan.bits == 16 else [])])
     gathered = [_gathered_layer(measured[node], pattern, plan) for node, pattern in patterns.items()]
     return Lowered(layers=(*gathered, *layer_bytes(model.graph, measured, plan.weights)), lowering="gather")
+
+
+def _lower_to_tensorrt(model: ir.Model, plan: Plan, measured: Mapping[str, Linear]) -> Lowered:
+    """Write basic operators of ONNX's own domain only.
+
+    Raises: ExportError naming an operator that has no such form.
+    """
+    weights = {node.name or "": node.inputs[1] for node in linears(model.graph)}
+    forms = {name: _is_two_of_four(linear, weights[name]) for name, linear in measured.items()}
+    run_passes(model, [StandardOperators(), *([HalfProducts()] if plan.bits == 16 else [])])
+    layers = tuple(
+        Layer(
+            name=linear.name,
+            shape=linear.shape,
+            sparsity=linear.sparsity,
+            bytes=linear.shape[0] * linear.shape[1] * plan.bits // 8,
+            form=f"{plan.weights} {TWO_OF_FOUR}" if forms[node] else plan.weights,
+        )
+        for node, linear in measured.items()
+    )
+    return Lowered(layers=layers, lowering="tensorrt")
+
+
+def _is_two_of_four(linear: Linear, weight: ir.Value | None) -> bool:
+    """Return whether TensorRT may take its 2:4 kernels for a linear; reads the weights only where zeros are enough."""
+    if linear.sparsity < 0.5 or weight is None or weight.const_value is None:
+        return False
+    array = weight.const_value.numpy()
+    return follows_two_of_four(array if array.shape == linear.shape else array.T)
 
 
 def _gathered_layer(linear: Linear, pattern: BlockPattern, plan: Plan) -> Layer:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeslim.errors import ParityError
+from edgeslim.exporters.passes.half_products import set_single_products
 from edgeslim.exporters.passes.quantize_linears import set_accuracy_level
 from edgeslim.exporters.passes.store_packed import set_float_activations
 from edgeslim.exporters.plan import Rounding
@@ -108,6 +109,7 @@ def exact_graphs(bundle: Path) -> Iterator[str]:
             model = ir.load(bundle / copy.name.removeprefix(_EXACT))
             set_accuracy_level(model, 0)
             set_float_activations(model)
+            set_single_products(model)
             ir.save(model, copy)
         yield _EXACT
     finally:

@@ -3,6 +3,7 @@
 `dense` uses standard and com.microsoft operators only. `kernel` packs matrices for the operators of ours: those with
 enough zeros as bitmaps (or n:m), the others densely. `auto` is `kernel` where a kernel library for the target is at
 hand, else `dense`. `gather` skips the inputs that blocks of outputs do not read, in the operators that `dense` uses.
+`tensorrt` is for NVIDIA devices: basic operators of ONNX's own domain, with 2:4 weights where TensorRT looks for them.
 
 Within `kernel`, a matrix becomes sparse where that takes fewer bytes and, by the measured costs of the target's
 kernels, is not slower. Costs that nobody has measured do not count: bytes decide.
@@ -28,7 +29,7 @@ from edgeslim.runtime.costs import Table, read_costs, speed
 from edgeslim.runtime.library import architecture, kernel_library
 
 Weights = Literal["auto", "fp32", "fp16", "int8", "int4", "int3"]
-Lowering = Literal["auto", "kernel", "gather", "dense"]
+Lowering = Literal["auto", "kernel", "gather", "dense", "tensorrt"]
 Rounding = Callable[[str, F32, bool], F32]
 """From a linear's name, its weight [n, k], and whether it is the token embedding (or a head tied to it), to what the
 bundle has of it."""
@@ -40,7 +41,11 @@ REFERENCE_ISA = {"x86_64": "avx2", "aarch64": "neon-dot"}
 """The instruction set whose costs stand for an architecture that is not this machine's."""
 NOISE = 1.1
 """How much faster the dense layout must have been measured to count: repeated measurements differ by as much."""
-STOCK_WEIGHTS = {"gather": ("fp32", "fp16"), "dense": ("int8", "int4", "fp16", "fp32")}
+STOCK_WEIGHTS = {
+    "gather": ("fp32", "fp16"),
+    "dense": ("int8", "int4", "fp16", "fp32"),
+    "tensorrt": ("fp16", "fp32"),
+}
 """The weights of lowerings to stock operators, which have none of 3 bits; the first is what `auto` means there."""
 SPARSE_FLOATS = 0.25
 """Zeros from which a float32 matrix is packed: below it, stock products are faster than ours for prompts."""
@@ -71,6 +76,11 @@ class Plan:
     def is_integer(self) -> bool:
         """Whether weights are rounded to integers."""
         return self.bits <= 8
+
+    @property
+    def copies_weights(self) -> bool:
+        """Whether onnxruntime may copy weights into layouts of its own, rather than use them in the mapped file."""
+        return self.bits < 32 or self.lowering == "gather"
 
     def select(self, layer: Linear) -> bool:
         """Return whether a linear becomes an operator of ours; of float32 ones only those with zeros enough do."""
@@ -167,7 +177,7 @@ def make_plan(
     _check_stock(weights, lowering)
     if grids:
         _check_grids(weights, grids)
-    by_grid = bool(grids) and weights == "auto" and lowering != "gather"
+    by_grid = bool(grids) and weights == "auto" and lowering not in ("gather", "tensorrt")
     plan = _settle(_by_grids(grids, lowering) if by_grid else weights, lowering, library=library)
     return replace(plan, costs=costs or {}, grids=grids, plain="int8" if by_grid else None)
 

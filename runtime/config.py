@@ -19,7 +19,8 @@ class RunConfig:
 
     `context_length` counts tokens and is None where nothing bounds it. `eos_ids` holds every id that ends a text.
     `session_options` are those of onnxruntime-genai's decoder, as they stand in genai_config.json, or the manifest's.
-    `engines` are those that can run the bundle.
+    `engines` are those that can run the bundle. `providers` are onnxruntime's execution providers to prefer to the
+    CPU's, with their options.
     """
 
     vocab_size: int | None = None
@@ -29,6 +30,7 @@ class RunConfig:
     session_options: Mapping[str, Any] = field(default_factory=dict)
     has_genai_config: bool = False
     engines: tuple[str, ...] = ENGINES
+    providers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def read_config(bundle: Path) -> RunConfig:
@@ -49,6 +51,7 @@ def read_config(bundle: Path) -> RunConfig:
         session_options=model.get("decoder", {}).get("session_options") or manifest.get("session_options", {}),
         has_genai_config=bool(genai),
         engines=tuple(manifest.get("engines", ENGINES)),
+        providers=manifest.get("providers", {}),
     )
 
 

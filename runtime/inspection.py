@@ -38,6 +38,7 @@ class Inspection:
             "reason": manifest.reason,
             "kernels": self.kernels,
             "library": self.library,
+            "providers": {name: dict(options) for name, options in manifest.providers.items()},
             "libraries": dict(manifest.libraries),
             "bundle_bytes": manifest.bundle_bytes,
             "weight_bytes": manifest.weight_bytes,

@@ -62,11 +62,12 @@ class FileRecord:
 class Manifest:
     """The contents of `edgeslim.json`.
 
-    `weights` is fp32, fp16, int8, int4 or int3; `lowering` kernel, gather or dense, and `reason` why; `weight_bytes`
-    the size of the data file; `libraries` the kernel libraries by architecture; `engines` those that can run the
-    bundle, and `session_options` what onnxruntime is told where no genai_config.json says it; `parity` holds the
-    largest differences to transformers' logits and their tolerance; `recipe` the effective recipe of every stage, empty
-    where unknown.
+    `weights` is fp32, fp16, int8, int4 or int3; `lowering` kernel, gather, dense or tensorrt, and `reason` why;
+    `weight_bytes` the size of the data file; `libraries` the kernel libraries by architecture; `engines` those that can
+    run the bundle, and `session_options` what onnxruntime is told where no genai_config.json says it; `providers` the
+    execution providers of onnxruntime to prefer to the CPU's, in this order, with their options (paths are inside the
+    bundle); `parity` holds the largest differences to transformers' logits and their tolerance; `recipe` the effective
+    recipe of every stage, empty where unknown.
     """
 
     source: Source
@@ -82,6 +83,7 @@ class Manifest:
     libraries: Mapping[str, str] = field(default_factory=dict)
     engines: tuple[str, ...] = ENGINES
     session_options: Mapping[str, str | bool] = field(default_factory=dict)
+    providers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     format: int = FORMAT
 
     @property

@@ -4,14 +4,15 @@ Letters: B batch, T tokens fed, P tokens already in the state, V vocabulary.
 
 A session is fed a prompt in pieces of any size, then one token at a time; it gives the logits after the last token fed.
 `OrtSession` needs onnxruntime alone and can also give the logits of all positions (from a bundle's scoring graph);
-`GenaiSession` is onnxruntime-genai's own loop, the faster one for text generation.
+`GenaiSession` is onnxruntime-genai's own loop, the faster one for text generation. The native runtime's session is in
+`edgeslim.runtime.native_session`.
 """
 
 import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,12 @@ import numpy.typing as npt
 from edgeslim.errors import BundleError, RecipeError, did_you_mean, first_line
 from edgeslim.runtime.bundle_library import BundleLibrary, bundle_library, without_library
 from edgeslim.runtime.config import read_config
-from edgeslim.runtime.engines import choose_engine, import_engine
+from edgeslim.runtime.engines import ENGINES, Engine, choose_engine, import_engine, is_installed
 from edgeslim.runtime.manifest import GENAI_CONFIG, GRAPH
+from edgeslim.runtime.providers import available_providers, has_faster_provider
+
+if TYPE_CHECKING:
+    from edgeslim.runtime.native_session import NativeSession
 
 Tokens = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
@@ -51,23 +56,36 @@ class Session(Protocol):
 
 def open_session(
     bundle: Path,
-    engine: Literal["auto", "genai", "ort"] = "auto",
+    engine: Literal["auto", "genai", "ort", "native"] = "auto",
     threads: int | None = None,
     max_length: int | None = None,
-) -> "OrtSession | GenaiSession":
+) -> "OrtSession | GenaiSession | NativeSession":
     """Return a session of `bundle` on `engine`; ``auto`` prefers onnxruntime-genai. `threads` None leaves
     the number to the engine. `max_length` bounds prompt and new tokens together, where the engine makes room for them
-    beforehand (onnxruntime-genai); None: as much as the bundle's configuration says.
+    beforehand (onnxruntime-genai, native); None: as much as the bundle's configuration says.
 
     Raises: BundleError, RuntimeUnavailable.
     """
     if engine == "auto":
-        engine = choose_engine(has_genai_config=read_config(bundle).has_genai_config)
-    if engine not in _SESSIONS:
-        raise RecipeError(f"unknown engine {engine!r}{did_you_mean(engine, ['auto', *_SESSIONS])}")
+        engine = _best_engine(bundle)
+    if engine not in ENGINES:
+        raise RecipeError(f"unknown engine {engine!r}{did_you_mean(engine, ['auto', *ENGINES])}")
+    if engine == "native":
+        from edgeslim.runtime.native_session import NativeSession  # it builds on this module
+
+        return NativeSession(bundle, threads=threads, max_length=max_length)
     if engine == "genai":
         return GenaiSession(bundle, threads=threads, max_length=max_length)
-    return _SESSIONS[engine](bundle, threads=threads)
+    return OrtSession(bundle, threads=threads)
+
+
+def _best_engine(bundle: Path) -> Engine:
+    """Return the engine that ``auto`` means: plain onnxruntime where it has a provider that the bundle is made for, of
+    which onnxruntime-genai knows nothing; else onnxruntime-genai where it is installed."""
+    config = read_config(bundle)
+    if config.providers and is_installed("ort") and has_faster_provider(import_engine("ort"), config.providers):
+        return "ort"
+    return choose_engine(has_genai_config=config.has_genai_config)
 
 
 class OrtSession:
@@ -82,10 +100,11 @@ class OrtSession:
         self._ort = import_engine("ort")
         self._graph = _existing(bundle / graph)
         self.library = bundle_library(bundle)
-        _check_threads(threads)
+        check_threads(threads)
         try:
             options = self._options(bundle, threads)
-            self._session = self._ort.InferenceSession(self._graph, options, providers=["CPUExecutionProvider"])
+            providers = available_providers(self._ort, self.config.providers, bundle)
+            self._session = self._ort.InferenceSession(self._graph, options, providers=providers)
         except Exception as error:  # onnxruntime's own exception classes share no base but Exception
             raise _load_error(self._graph, error) from error
         inputs = {i.name: i for i in self._session.get_inputs()}
@@ -159,7 +178,7 @@ class OrtSession:
         return sum(math.prod(v.shape()) * np.dtype(_DTYPES[v.data_type()]).itemsize for v in self._state.values())
 
     def _run(self, tokens: Tokens) -> dict[str, npt.NDArray[Any]]:
-        _check_tokens(tokens, self._batch, self._position, self._context_length, self.config.vocab_size)
+        check_tokens(tokens, self._batch, self._position, self._context_length, self.config.vocab_size)
         binding = self._session.io_binding()
         for name, array in self._token_inputs(tokens).items():
             binding.bind_ortvalue_input(name, self._value(array))
@@ -205,7 +224,7 @@ class GenaiSession:
         self._og = import_engine("genai")
         _existing(bundle / GENAI_CONFIG)
         self.library = _inside_only(bundle_library(bundle))
-        _check_threads(threads)
+        check_threads(threads)
         try:
             self._model = self._load(bundle, threads)
         except Exception as error:  # pybind11 raises RuntimeError, json's parser others
@@ -248,12 +267,9 @@ class GenaiSession:
 
     def feed(self, tokens: Tokens) -> Logits:
         """Append `tokens` [1, T] to the state and return the logits [1, V] after the last of them."""
-        _check_tokens(tokens, 1, self.position, self._context_length, self.config.vocab_size)
+        check_tokens(tokens, 1, self.position, self._context_length, self.config.vocab_size)
         self._generator.append_tokens(np.ascontiguousarray(tokens[0], dtype=np.int32))
         return np.array(self._generator.get_logits()[:, -1], dtype=np.float32)  # a copy: the engine reuses its buffer
-
-
-_SESSIONS: dict[str, "type[OrtSession] | type[GenaiSession]"] = {"genai": GenaiSession, "ort": OrtSession}
 
 
 def _first_shape(shape: list[int | str], batch: int) -> list[int]:
@@ -261,7 +277,8 @@ def _first_shape(shape: list[int | str], batch: int) -> list[int]:
     return [batch, *(d if isinstance(d, int) else 0 for d in shape[1:])]
 
 
-def _check_tokens(tokens: Tokens, batch: int, position: int, limit: int | None, vocab_size: int | None) -> None:
+def check_tokens(tokens: Tokens, batch: int, position: int, limit: int | None, vocab_size: int | None) -> None:
+    """Raise RecipeError unless `tokens` [B, T] can be fed behind `position` tokens, at most `limit` in all."""
     if tokens.ndim != 2 or tokens.shape[0] != batch or tokens.shape[1] == 0:
         raise RecipeError(f"tokens must have shape [{batch}, at least 1], got {list(tokens.shape)}")
     end = position + tokens.shape[1]
@@ -282,7 +299,8 @@ def _load_error(what: str, error: Exception) -> BundleError:
     return BundleError(f"{what} does not load: {first_line(error)}")
 
 
-def _check_threads(threads: int | None) -> None:
+def check_threads(threads: int | None) -> None:
+    """Raise RecipeError unless `threads` is None or positive."""
     if threads is not None and threads < 1:
         raise RecipeError(f"threads must be at least 1, got {threads}")
 
