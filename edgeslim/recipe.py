@@ -26,7 +26,7 @@ TARGETS = ("pruned", "dense")
 SCOPES = ("row", "layer")
 WEIGHTS = ("auto", "fp32", "fp16", "int8", "int4", "int3")
 LOWERINGS = ("auto", "kernel", "gather", "dense", "tensorrt")
-ENGINES = ("auto", "genai", "ort")
+ENGINES = ("auto", "genai", "ort", "native")
 RULES = ("edgeslim", "reference")
 SUITES = ("perplexity", "reduction")
 
@@ -131,8 +131,9 @@ class ReduceRecipe:
 class ExportRecipe:
     """How to turn a checkpoint, or an ONNX model, into a bundle.
 
-    `weights` auto means int8. `lowering` "kernel" packs matrices for the operators of ours, "dense" uses stock ones
-    alone, "auto" is kernel where a kernel library is at hand. `arch` names the architectures whose kernel library goes
+    `weights` auto means int8 (gather: fp32, tensorrt: fp16). `lowering` "kernel" packs matrices for the operators of
+    ours, "dense" uses stock ones alone, "auto" is kernel where a kernel library is at hand; "gather" skips what blocks
+    of a pattern block:ROWS do not read, "tensorrt" is for NVIDIA devices and pattern 2:4. `arch` names the architectures whose kernel library goes
     into the bundle (none: this machine's); `library` false leaves it out.
     """
 
