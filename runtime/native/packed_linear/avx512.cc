@@ -228,6 +228,105 @@ static void few_of(const Packed& w, const Quantized& x, const Output& out, int64
     }
 }
 
+// ---- two of every four inputs ---------------------------------------------------------------------------------------
+//
+// A row keeps two of a step's four inputs, so that its values of two steps fill a lane of a product: the inputs are
+// brought to the values, and nothing is expanded. Byte 4 o + 2 part + which of a register belongs to output o, step
+// `part` of the two and the first or second value of that step.
+template <int BITS>
+struct PairTables {
+  alignas(64) uint8_t value[64], value_shift[64], mask[64], mask_shift[64], kind[64], place[64];
+
+  constexpr PairTables() : value(), value_shift(), mask(), mask_shift(), kind(), place() {
+    for (int i = 0; i < 64; ++i) {
+      const int word = i / 8, output = i / 4, part = i / 2 % 2, which = i % 2;
+      const int first = 4 * word * BITS;  // of the bits of a step's values, where those of two outputs begin
+      // Bytes 0 and 1 of each word of 64 bits: values of the first step; 2 and 3: of the second, 4 BITS bytes later.
+      value[i] = BITS == 8 ? uint8_t(32 * part + 2 * output + which) : uint8_t(first / 8 + i % 2 + 4 * BITS * (i / 2 % 2));
+      value_shift[i] = uint8_t(16 * part + first % 8 + (2 * (output % 2) + which) * BITS);
+      mask[i] = uint8_t(word + 8 * (i % 2));
+      mask_shift[i] = uint8_t(8 * part + 4 * (output % 2));
+      kind[i] = uint8_t(32 * part + 16 * which);
+      place[i] = place_of(i % 16, i / 16 % 2, i / 32);
+    }
+  }
+
+  // Where the first or second bit of four is, among the inputs of two steps; none where there is no such bit.
+  static constexpr uint8_t place_of(int four, int which, int part) {
+    for (int bit = 0; bit < 4; ++bit)
+      if ((four >> bit) & 1 && which-- == 0) return uint8_t(4 * part + bit);
+    return 0x80;
+  }
+};
+template <int BITS>
+static constexpr PairTables<BITS> kPairTables;
+
+// Sums of products with codes, and of the inputs that met one, from which the codes' zero is taken off at the end.
+struct PairSums {
+  __m512i codes = _mm512_setzero_si512(), inputs = _mm512_setzero_si512();
+};
+
+template <int BITS>
+static inline __m512i pair_codes(const uint8_t* values) {
+  const PairTables<BITS>& tables = kPairTables<BITS>;
+  if (BITS == 8) return _mm512_permutexvar_epi8(_mm512_load_si512(tables.value), _mm512_loadu_si512(values));
+  const __m512i packed = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));
+  const __m512i words = _mm512_permutexvar_epi8(_mm512_load_si512(tables.value), packed);
+  const __m512i codes = _mm512_multishift_epi64_epi8(_mm512_load_si512(tables.value_shift), words);
+  return _mm512_and_si512(codes, _mm512_set1_epi8((1 << BITS) - 1));
+}
+
+// Two steps: their masks in 16 bytes, their values, their eight inputs.
+template <int BITS>
+static inline void add_pair(__m128i masks, const uint8_t* values, const int8_t* a, PairSums& sums) {
+  const PairTables<BITS>& tables = kPairTables<BITS>;
+  const __m512i words = _mm512_permutexvar_epi8(_mm512_load_si512(tables.mask), _mm512_castsi128_si512(masks));
+  const __m512i fours = _mm512_multishift_epi64_epi8(_mm512_load_si512(tables.mask_shift), words);
+  const __m512i kinds =  // (fours & 15) | kind
+      _mm512_ternarylogic_epi32(fours, _mm512_set1_epi8(15), _mm512_load_si512(tables.kind), 0xea);
+  const __m512i places = _mm512_permutexvar_epi8(kinds, _mm512_load_si512(tables.place));
+  int64_t eight;
+  std::memcpy(&eight, a, 8);
+  const __m512i inputs = _mm512_shuffle_epi8(_mm512_set1_epi64(eight), places);
+  add_products(sums.codes, pair_codes<BITS>(values), inputs);
+  add_products(sums.inputs, _mm512_set1_epi8(1), inputs);
+}
+
+static bool has_pairs(const Packed& w) {
+  return w.layout == Layout::nm && 2 * w.pattern_n == w.pattern_m && (w.groups == 1 || w.group_steps() % 2 == 0);
+}
+
+template <int BITS>
+static void few_pairs(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
+  constexpr int64_t bytes = 4 * BITS;  // of a step's values
+  for (int64_t tile = first; tile < last; ++tile)
+    for (int64_t token = 0; token < x.tokens; ++token) {
+      const uint8_t *values = w.values + tile_start(w, tile), *masks = tile_masks(w, tile);
+      const int8_t* a = x.codes + token * x.stride;
+      Zmm total = Zmm::set(0);
+      for (int64_t group = 0; group < w.groups; ++group) {
+        PairSums even, odd;
+        int64_t steps = w.steps - group * w.group_steps();
+        if (steps > w.group_steps()) steps = w.group_steps();
+        for (; steps >= 4; steps -= 4, values += 4 * bytes, masks += 32, a += 16) {
+          for (int64_t line = 0; line < 4 * bytes; line += 64)
+            _mm_prefetch(reinterpret_cast<const char*>(values) + kValuesAhead + line, _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(masks) + kMasksAhead, _MM_HINT_T0);
+          add_pair<BITS>(_mm_loadu_si128(reinterpret_cast<const __m128i*>(masks)), values, a, even);
+          add_pair<BITS>(_mm_loadu_si128(reinterpret_cast<const __m128i*>(masks + 16)), values + 2 * bytes, a + 8, odd);
+        }
+        for (; steps > 0; steps -= 2, values += 2 * bytes, masks += 16, a += 8)  // of a lone step only its own mask
+          add_pair<BITS>(steps > 1 ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(masks))
+                                   : _mm_loadl_epi64(reinterpret_cast<const __m128i*>(masks)),
+                         values, a, even);
+        const __m512i zeros = _mm512_slli_epi32(_mm512_add_epi32(even.inputs, odd.inputs), BITS - 1);
+        const __m512i sum = _mm512_sub_epi32(_mm512_add_epi32(even.codes, odd.codes), zeros);
+        total = scaled(w, tile, group, sum, total);
+      }
+      emit(out, w.n, tile, token, Zmm::mul(total, Zmm::set(x.scale[token])));
+    }
+}
+
 template <int BITS, Layout LAYOUT>
 static void expand_tile(const Packed& w, int64_t tile, uint8_t* codes) {
   Reader<BITS, LAYOUT> reader(w, tile);
@@ -317,6 +416,10 @@ struct Avx512 {
   }
 
 void few(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
+  if (has_pairs(w)) {
+    if (w.bits == 8) return few_pairs<8>(w, x, out, first, last);
+    return w.bits == 4 ? few_pairs<4>(w, x, out, first, last) : few_pairs<3>(w, x, out, first, last);
+  }
   if (w.bits == 8) EDGESLIM_BY_LAYOUT(few_of, 8, w, x, out, first, last)
   if (w.bits == 4) EDGESLIM_BY_LAYOUT(few_of, 4, w, x, out, first, last)
   EDGESLIM_BY_LAYOUT(few_of, 3, w, x, out, first, last)
