@@ -1,0 +1,110 @@
+"""The whole of `frontier` on a tiny model: trials, files, resumption."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import save_tiny
+
+import edgeslim
+from edgeslim import api
+from edgeslim.errors import RecipeError
+from edgeslim.search.forms import Form, parse_range
+from edgeslim.search.trials import Result, best, undominated
+
+WORDS = "once upon a time there was a small model that lived on a device with two cores and read every line "
+
+
+def test_forms_say_their_bits() -> None:
+    assert [Form("0", "int3:64").bits, Form("0.5", "int3:64").bits, Form("2:4", "int4:64").bits] == [3.25, 2.75, 3.25]
+    assert [str(Form("0", "int3:64")), str(Form("2:4", "int4:64")), str(Form("0.4", "int3:64"))] == [
+        "int3",
+        "2:4 int4",
+        "0.4 int3",
+    ]
+
+
+@pytest.mark.parametrize("text", ["3", "4-3", "a-b", "0-3"])
+def test_a_range_of_bits_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match=f"got '{text}'"):
+        parse_range(text)
+
+
+def _result(name: str, size: int, perplexity: float, speed: float | None = None) -> Result:
+    return Result(
+        name=name,
+        budget=None,
+        bits=3.0,
+        perplexity=perplexity,
+        weight_bytes=size,
+        bundle_bytes=size,
+        decode_tok_s=speed,
+    )
+
+
+def test_the_best_is_within_the_budgets_and_the_front_is_what_nothing_beats() -> None:
+    results = [
+        _result("a", 10, 9.0, 50),
+        _result("b", 20, 7.0, 40),
+        _result("c", 30, 8.0, 60),
+        _result("d", 40, 6.0, 20),
+    ]
+    assert [result.name for result in undominated(results)] == ["a", "b", "d"]
+    chosen = best(results, max_bytes=35, min_tok_s=None)
+    assert chosen is not None and chosen.name == "b"
+    chosen = best(results, max_bytes=None, min_tok_s=45)
+    assert chosen is not None and chosen.name == "c"
+    assert best(results, max_bytes=5, min_tok_s=None) is None
+
+
+def test_a_killed_frontier_goes_on_and_its_recipes_repeat_its_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)
+    model = save_tiny(tmp_path / "model", "llama", dtype=torch.bfloat16)
+    text = tmp_path / "text.txt"
+    text.write_text(WORDS * 40)
+    options: dict[str, Any] = {
+        "bits": "4.2-4.3",
+        "calib": str(text),
+        "text": str(text),
+        "samples": 4,
+        "seqlen": 32,
+        "eval_seqlen": 32,
+        "device": "cpu",
+        "effort": "fast",
+        "profile": False,
+        "lowering": "dense",
+        "max_bytes": 10**9,
+    }
+    pruned: list[Path] = []
+    original = api.prune
+
+    def watched(source: Any, output: Any, **kwargs: Any) -> Any:
+        pruned.append(Path(output))
+        if len(pruned) == 2:
+            raise KeyboardInterrupt
+        return original(source, output, **kwargs)
+
+    monkeypatch.setattr(api, "prune", watched)
+    with pytest.raises(KeyboardInterrupt):
+        api.frontier(model, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    report = api.frontier(model, tmp_path / "out", **options)
+    assert len(pruned) == 3  # the first trial is not repeated
+    names = [trial["name"] for trial in report["trials"]]
+    assert names == ["int4", "mixed-4.25"] and report["best"] in names
+    assert report == json.loads((tmp_path / "out" / "frontier.json").read_text())
+    table = (tmp_path / "out" / "frontier.md").read_text()
+    assert all(name in table for name in names) and "Best with at most 1000.00 MB" in table
+    assert (tmp_path / "out" / "frontier.svg").read_text().lstrip().startswith("<?xml")
+    mixed = report["trials"][1]
+    assert 4.0 < mixed["bits"] <= 4.3 and mixed["weight_bytes"] > 0
+    recipe = tmp_path / "out" / "trials" / "mixed-4.25" / "recipe.toml"
+    assert len(edgeslim.read_recipe(recipe).prune.layers) == 21  # type: ignore[union-attr]
+    repeated = edgeslim.compress(recipe, tmp_path / "again")
+    assert repeated["prune"]["bits"] == mixed["bits"]
+    scored = edgeslim.eval(tmp_path / "again" / "bundle", text=str(text), seqlen=32)
+    assert scored.perplexity == pytest.approx(mixed["perplexity"], rel=1e-6)
