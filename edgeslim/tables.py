@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgeslim.evaluate.reduction import ReductionResult
     from edgeslim.runtime.inspection import Inspection
     from edgeslim.runtime.kernel_bench import KernelReport
 
@@ -62,10 +63,45 @@ def print_inspection(inspection: "Inspection") -> None:
             console.print(f"{count} x {form}: {reason}", highlight=False)
     console.print(f"lowering {manifest.lowering}: {manifest.reason}", highlight=False)
     console.print(f"operators of ours run on: {inspection.kernels or 'there are none'}", highlight=False)
+    if manifest.providers:
+        console.print(f"made for {', '.join(manifest.providers)}, in this order; else the CPU", highlight=False)
     size = f"{manifest.weight_bytes / 1e6:.1f} MB of weights, {manifest.bundle_bytes / 1e6:.1f} MB in all"
     console.print(f"{size}; all {len(manifest.files)} files have their checksums", highlight=False)
     for warning in inspection.warnings:
         console.print(f"warning: {warning}", highlight=False)
+
+
+def print_reduction(result: "ReductionResult", model: str) -> None:
+    """Print what a reduction costs, each figure beside the unreduced model's."""
+    from rich.table import Table
+
+    console = _wide_console()
+    if result.suffix_perplexity is not None:
+        table = Table(title=f"{model}: text, {result.windows} windows of {result.seqlen}", title_justify="left")
+        for heading in ("", "reduced", "dense"):
+            table.add_column(heading, justify="right" if heading else "left")
+        for label, name, form in _TEXT_FIGURES:
+            table.add_row(label, *(form.format(getattr(result, prefix + name)) for prefix in ("", "dense_")))
+        console.print(table)
+        low, high = result.suffix_ratio_interval or (0.0, 0.0)
+        console.print(
+            f"suffix perplexity over dense: {result.suffix_ratio:.4f} ({low:.4f} to {high:.4f})", highlight=False
+        )
+    if result.recall:
+        table = Table(title="recall: answers right", title_justify="left")
+        for heading in ("task", "items", "distance", "reduced", "dense", "chance"):
+            table.add_column(heading, justify="left" if heading == "task" else "right")
+        for reduced, dense in zip(result.recall, result.dense_recall, strict=True):
+            shares = (f"{each.accuracy:.1%} ({each.low:.0%} to {each.high:.0%})" for each in (reduced, dense))
+            table.add_row(reduced.kind, str(reduced.items), str(reduced.distance), *shares, f"{reduced.chance:.1%}")
+        console.print(table)
+
+
+_TEXT_FIGURES = (
+    ("suffix perplexity", "suffix_perplexity", "{:.2f}"),
+    ("kept-token perplexity", "kept_perplexity", "{:.2f}"),
+    ("coverage", "coverage", "{:.1%}"),
+)
 
 
 def _wide_console() -> Any:
