@@ -1,17 +1,26 @@
 """Perplexity of integers and sparsity together on the bundled models; a JSON line a case.
 
 `bits` counts values that are not zero, the mask where there is one, and scales, over the weights of all linears;
-embedding and head stay as they are. With `--out FILE` the lines also go there, and cases that the file holds are not repeated.
+embedding and head stay as they are. `--budgets` compares, at equal bits a weight, int3 of one sparsity for all linears
+with a form for each linear, as `edgeslim frontier` chooses them. With `--out FILE` the lines also go there, and cases that the file holds are not repeated.
 """
 
 import argparse
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import edgeslim
+from edgeslim.api import calibration_windows
+from edgeslim.checkpoint import Checkpoint
+from edgeslim.progress import silent
+from edgeslim.recipe import PruneRecipe
+from edgeslim.search.allocation import Option, allocate
+from edgeslim.search.forms import CANDIDATES
+from edgeslim.search.sensitivity import measure_options
 
 ROOT = Path(__file__).parents[2]
 MODELS = {name: ROOT / "examples" / "models" / name for name in ("tiny-llama", "tiny-mamba2")}
@@ -31,6 +40,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--grids", nargs="+", default=list(GRIDS))
     parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=list(PATTERNS))
+    parser.add_argument("--budgets", nargs="+", type=float, help="bits a weight; instead of grids and patterns")
     parser.add_argument("--effort", default="best", help="of the joint search: fast or best")
     parser.add_argument("--text", help="evaluation text (default: the bundled held-out text)")
     parser.add_argument("--calib", help="calibration text (default: the bundled one)")
@@ -49,6 +59,12 @@ def main() -> None:
 
 
 def _cases(args: argparse.Namespace) -> Iterator[dict[str, str]]:
+    if args.budgets:
+        for budget in args.budgets:
+            for model in args.models:
+                for grid in ("mixed", "int3:64"):
+                    yield {"model": model, "grid": grid, "pattern": f"{budget:g} bits", "effort": args.effort}
+        return
     for grid in args.grids:
         for pattern in args.patterns:
             for model in args.models:
@@ -63,10 +79,44 @@ def _finished(out: Path | None) -> set[str]:
     return {json.dumps({key: line[key] for key in ("model", "grid", "pattern", "effort")}) for line in lines}
 
 
+def _form(case: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `prune` that say which form the linears get."""
+    pattern, grid = case["pattern"], case["grid"]
+    if pattern in PATTERNS:
+        return {**PATTERNS[pattern], **({} if grid == "none" else {"quantize": grid})}
+    budget = float(pattern.removesuffix(" bits"))
+    if grid == "mixed":
+        chosen = allocate(*_options(case["model"], args), budget)
+        forms = {str(form): form for form in CANDIDATES}
+        return {
+            "layers": [
+                {"match": name, "pattern": forms[option.form].pattern, "quantize": forms[option.form].quantize}
+                for name, option in chosen.items()
+            ]
+        }
+    return {"sparsity": 1 - (budget - 1 - 16 / 64) / 3, "quantize": grid}
+
+
+def _options(model: str, args: argparse.Namespace) -> tuple[dict[str, list[Option]], dict[str, int]]:
+    """Return the options of every linear and their sizes, kept beside `--out`."""
+    kept = None if args.out is None else args.out.with_suffix(f".{model}.json")
+    if kept is None or not kept.exists():
+        checkpoint = Checkpoint.open(MODELS[model])
+        half = max(1, args.samples // 2)
+        recipe = PruneRecipe(calib=args.calib, samples=half, seqlen=args.seqlen)
+        tokens = calibration_windows(recipe, checkpoint).tokens
+        with tempfile.TemporaryDirectory() as folder:
+            options, sizes = measure_options(checkpoint, tokens, CANDIDATES, Path(folder), "cpu", silent)
+        if kept is None:
+            return options, sizes
+        plain = {name: [asdict(option) for option in found] for name, found in options.items()}
+        kept.write_text(json.dumps({"options": plain, "sizes": sizes}), encoding="utf-8")
+    record = json.loads(kept.read_text(encoding="utf-8"))
+    return {name: [Option(**option) for option in found] for name, found in record["options"].items()}, record["sizes"]
+
+
 def _measure(case: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
-    options = {**PATTERNS[case["pattern"]], "effort": args.effort}
-    if case["grid"] != "none":
-        options["quantize"] = case["grid"]
+    options = {"effort": args.effort, **_form(case, args)}
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "pruned"
         report = edgeslim.prune(
