@@ -15,7 +15,7 @@ tokens, S suffix tokens, A answers.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -141,6 +141,33 @@ def mean_with_interval(values: Reals, *, of: Callable[[Reals], Reals] | None = N
     return Share(mean=mean, low=low, high=high)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReductionResult:
+    """A reduced model beside itself unreduced. Figures of text are None where none was scored.
+
+    `suffix_ratio` is the quotient of the suffix perplexities, its interval over windows paired; `plan` is the plan
+    as in config.json.
+    """
+
+    plan: dict[str, Any] | None = None
+    seeds: tuple[int, ...]
+    seqlen: int
+    suffix: int
+    windows: int
+    suffix_perplexity: float | None = None
+    suffix_interval: tuple[float, float] | None = None
+    dense_suffix_perplexity: float | None = None
+    dense_suffix_interval: tuple[float, float] | None = None
+    suffix_ratio: float | None = None
+    suffix_ratio_interval: tuple[float, float] | None = None
+    kept_perplexity: float | None = None
+    dense_kept_perplexity: float | None = None
+    coverage: float | None = None
+    dense_coverage: float | None = None
+    recall: tuple[RecallResult, ...]
+    dense_recall: tuple[RecallResult, ...]
+
+
 def recall_tasks(
     vocabulary: RecallVocabulary | None = None,
     *,
@@ -177,25 +204,6 @@ def summarize_recall(task: RecallTask, hits: Reals) -> RecallResult:
         high=share.high,
         chance=task.chance,
     )
-
-
-def summarize_text(reduced: TextScores, dense: TextScores) -> dict[str, Any]:
-    """Return suffix and kept-token perplexity of both, coverage, and the paired ratio of suffix perplexities."""
-    kept = ~np.isnan(reduced.context)
-    suffix, dense_suffix = (mean_with_interval(scores.suffix.mean(1), of=np.exp) for scores in (reduced, dense))
-    ratio = mean_with_interval((reduced.suffix - dense.suffix).mean(1), of=np.exp)
-    return {
-        "suffix_perplexity": suffix.mean,
-        "suffix_interval": [suffix.low, suffix.high],
-        "dense_suffix_perplexity": dense_suffix.mean,
-        "dense_suffix_interval": [dense_suffix.low, dense_suffix.high],
-        "suffix_ratio": ratio.mean,
-        "suffix_ratio_interval": [ratio.low, ratio.high],
-        "kept_perplexity": float(np.exp(reduced.context[kept].mean())),
-        "dense_kept_perplexity": float(np.exp(dense.context[kept].mean())),
-        "coverage": float(kept.mean()),
-        "dense_coverage": 1.0,
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,19 +252,44 @@ def score(
     return Scores(text=_stacked(text) if text else None, hits=[np.concatenate(found) for found in hits])
 
 
-def compare(reduced: Scores, dense: Scores, tasks: Sequence[RecallTask], amount: Amount) -> dict[str, Any]:
-    """Return every figure of the suite, each with its `dense_` partner, as plain JSON values."""
-    result: dict[str, Any] = {
-        "seeds": list(amount.seeds),
-        "seqlen": amount.seqlen,
-        "suffix": amount.suffix,
-        "windows": amount.windows * len(amount.seeds),
+def compare(
+    reduced: Scores, dense: Scores, tasks: Sequence[RecallTask], amount: Amount, plan: dict[str, Any] | None = None
+) -> ReductionResult:
+    """Return every figure of the suite, each with its dense partner."""
+    recall, dense_recall = (
+        tuple(summarize_recall(task, hits) for task, hits in zip(tasks, scores.hits, strict=True))
+        for scores in (reduced, dense)
+    )
+    result = ReductionResult(
+        plan=plan,
+        seeds=tuple(amount.seeds),
+        seqlen=amount.seqlen,
+        suffix=amount.suffix,
+        windows=amount.windows * len(amount.seeds),
+        recall=recall,
+        dense_recall=dense_recall,
+    )
+    if reduced.text is None or dense.text is None:
+        return result
+    return replace(result, **_text_figures(reduced.text, dense.text))
+
+
+def _text_figures(reduced: TextScores, dense: TextScores) -> dict[str, Any]:
+    kept = ~np.isnan(reduced.context)
+    suffix, dense_suffix = (mean_with_interval(scores.suffix.mean(1), of=np.exp) for scores in (reduced, dense))
+    ratio = mean_with_interval((reduced.suffix - dense.suffix).mean(1), of=np.exp)
+    return {
+        "suffix_perplexity": suffix.mean,
+        "suffix_interval": (suffix.low, suffix.high),
+        "dense_suffix_perplexity": dense_suffix.mean,
+        "dense_suffix_interval": (dense_suffix.low, dense_suffix.high),
+        "suffix_ratio": ratio.mean,
+        "suffix_ratio_interval": (ratio.low, ratio.high),
+        "kept_perplexity": float(np.exp(reduced.context[kept].mean())),
+        "dense_kept_perplexity": float(np.exp(dense.context[kept].mean())),
+        "coverage": float(kept.mean()),
+        "dense_coverage": 1.0,
     }
-    if reduced.text is not None and dense.text is not None:
-        result |= summarize_text(reduced.text, dense.text)
-    for name, scores in (("recall", reduced), ("dense_recall", dense)):
-        result[name] = [asdict(summarize_recall(task, hits)) for task, hits in zip(tasks, scores.hits, strict=True)]
-    return result
 
 
 def _report(on_progress: Progress | None, done: int, steps: int) -> int:

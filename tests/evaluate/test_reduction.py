@@ -148,16 +148,16 @@ def test_the_suite_puts_every_figure_beside_its_dense_partner():
         for keep in (lambda n: n % 2 == 0, lambda n: True)
     )
     result = compare(reduced, dense, tasks, amount)
-    assert result["windows"] == 12 and result["seeds"] == [0, 1, 2]
-    assert result["coverage"] == pytest.approx(7 / 14)  # of 14 scored positions 0 … 13 every second
-    assert result["dense_coverage"] == 1.0
+    assert result.windows == 12 and result.seeds == (0, 1, 2)
+    assert result.coverage == pytest.approx(7 / 14)  # of 14 scored positions 0 … 13 every second
+    assert result.dense_coverage == 1.0
     for name in ("suffix_perplexity", "kept_perplexity"):
-        assert result[name] > 1 and result[f"dense_{name}"] > 1
-    low, high = result["suffix_interval"]
-    assert low < result["suffix_perplexity"] < high
-    assert result["suffix_ratio"] == pytest.approx(result["suffix_perplexity"] / result["dense_suffix_perplexity"])
-    assert len(result["recall"]) == len(result["dense_recall"]) == 4
-    assert result["recall"][0]["prompts"] == 9
+        assert getattr(result, name) > 1 and getattr(result, f"dense_{name}") > 1
+    low, high = result.suffix_interval
+    assert low < result.suffix_perplexity < high
+    assert result.suffix_ratio == pytest.approx(result.suffix_perplexity / result.dense_suffix_perplexity)
+    assert len(result.recall) == len(result.dense_recall) == 4
+    assert result.recall[0].prompts == 9
     assert seen[-1] == (15, 15)
 
 
@@ -166,8 +166,8 @@ def test_a_model_against_itself_loses_nothing():
     amount = Amount(seqlen=20, suffix=5, windows=4)
     scores = score(lambda seed: Bag(lambda n: True), tokens, [], amount)
     result = compare(scores, scores, [], amount)
-    assert result["suffix_ratio_interval"] == [1.0, 1.0]
-    assert result["kept_perplexity"] == result["dense_kept_perplexity"]
+    assert result.suffix_ratio_interval == (1.0, 1.0)
+    assert result.kept_perplexity == result.dense_kept_perplexity
 
 
 def test_windows_follow_from_the_seed_and_lie_inside_the_text():
