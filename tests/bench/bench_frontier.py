@@ -2,7 +2,8 @@
 
 `bits` counts values that are not zero, the mask where there is one, and scales, over the weights of all linears;
 embedding and head stay as they are. `--budgets` compares, at equal bits a weight, int3 of one sparsity for all linears
-with a form for each linear, as `edgeslim frontier` chooses them. With `--out FILE` the lines also go there, and cases that the file holds are not repeated.
+with a form for each linear, as `edgeslim frontier` chooses them. With `--out FILE` the lines also go there, and cases
+that the file holds are not repeated.
 """
 
 import argparse
