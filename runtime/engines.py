@@ -6,15 +6,21 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from edgeslim.errors import RecipeError, RuntimeUnavailable, did_you_mean
+from edgeslim.runtime import native_library
 
-Engine = Literal["genai", "ort"]
+Engine = Literal["genai", "ort", "native"]
 
-_MODULES: dict[Engine, str] = {"genai": "onnxruntime_genai", "ort": "onnxruntime"}
+ENGINES: tuple[Engine, ...] = ("genai", "ort", "native")
+
+_NATIVE = "edgeslim.runtime.native_library"
+_MODULES: dict[Engine, str] = {"genai": "onnxruntime_genai", "ort": "onnxruntime", "native": _NATIVE}
 _HINT = 'install it with: pip install "edgeslim[cpu]" (on Jetson or CUDA, the build of onnxruntime made for it)'
 
 
 def is_installed(engine: Engine) -> bool:
     """Return whether `engine` can be imported, without importing it."""
+    if engine == "native":
+        return native_library.is_available()
     return find_spec(_MODULES[engine]) is not None
 
 
@@ -22,6 +28,8 @@ def require_engine(engine: Engine) -> None:
     """Raise RuntimeUnavailable when `engine` is not installed, RecipeError when there is no such engine."""
     if engine not in _MODULES:
         raise RecipeError(f"unknown engine {engine!r}{did_you_mean(engine, ['auto', *_MODULES])}")
+    if engine == "native" and not is_installed(engine):
+        raise RuntimeUnavailable(f"the native runtime needs the kernel library and onnxruntime; {_HINT}")
     if not is_installed(engine):
         raise RuntimeUnavailable(f"{_MODULES[engine]} is not installed; {_HINT}")
 
@@ -59,6 +67,8 @@ def choose_engine(*, has_genai_config: bool) -> Engine:
 
 def engine_version(engine: Engine) -> str:
     """Return e.g. ``onnxruntime-genai 0.18.0``: the installed distribution's name and version."""
+    if engine == "native":
+        return f"edgeslim {native_library.native_library().version} native"
     name = _MODULES[engine]
     owners = metadata.packages_distributions().get(name) or [name.replace("_", "-")]
     return f"{owners[0]} {metadata.version(owners[0])}"

@@ -75,7 +75,7 @@ def profile_bundle(
     prompt_tokens: int = 128,
     new_tokens: int = 64,
     threads: int | None = None,
-    engine: Literal["auto", "genai", "ort"] = "auto",
+    engine: Literal["auto", "genai", "ort", "native"] = "auto",
     repeats: int = 5,
     warmup: int = 1,
     on_progress: Callable[[int, int], None] | None = None,

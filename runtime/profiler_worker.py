@@ -19,6 +19,7 @@ from edgeslim.runtime.engines import engine_version, import_engine
 from edgeslim.runtime.library import KernelLibrary
 from edgeslim.runtime.machine import LoadWatch
 from edgeslim.runtime.memory import current_rss, peak_rss, reset_peak
+from edgeslim.runtime.native_session import NativeSession
 from edgeslim.runtime.profiler import MARK
 from edgeslim.runtime.session import GenaiSession, OrtSession, Session, Tokens, open_session
 
@@ -74,7 +75,7 @@ def measure(
     }
 
 
-def _isa(session: OrtSession | GenaiSession) -> str:
+def _isa(session: OrtSession | GenaiSession | NativeSession) -> str:
     """Return what the products run on: the kernels of our library, its operators' function bodies, or the engine's."""
     if not session.library.needed:
         return machine.isa()
