@@ -59,7 +59,7 @@ Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python co
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read weights in pickles (*.bin), running no code.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine.  [default: the engine's choice]")]
 Engine = Annotated[
-    str, typer.Option(help="auto, genai (onnxruntime-genai), ort (onnxruntime) or native (our C++ runtime).")
+    str, typer.Option(help="auto, genai (onnxruntime-genai), ort (onnxruntime) or native (ours).")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 

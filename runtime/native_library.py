@@ -1,4 +1,4 @@
-"""The native runtime's C interface (native/include/edgeslim.h) through ctypes: where the libraries are, what they offer.
+"""The native runtime's C interface (native/include/edgeslim.h) through ctypes: where its libraries are, what it offers.
 
 The runtime lies in the same library as the kernels. It loads ONNX Runtime's own library, of the installed Python
 package or the one that the environment names; the Python package itself is not imported.
