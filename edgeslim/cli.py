@@ -220,7 +220,7 @@ def reduce(
 def export(
     model: Model,
     output: Output,
-    weights: Annotated[str, typer.Option(help="auto (int8), fp32, fp16, int8, int4 or int3.")] = _EXPORT.weights,
+    weights: Annotated[str, typer.Option(help="auto (the checkpoint's grid, else int8), fp32, fp16, int8, int4 or int3.")] = _EXPORT.weights,
     lowering: Annotated[
         str, typer.Option(help="auto, kernel (operators of ours), gather (for block:ROWS), dense (stock) or tensorrt.")
     ] = _EXPORT.lowering,
