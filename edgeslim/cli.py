@@ -58,9 +58,7 @@ Restart = Annotated[bool, typer.Option("--restart", help="Begin anew instead of 
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint brings.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read weights in pickles (*.bin), running no code.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine.  [default: the engine's choice]")]
-Engine = Annotated[
-    str, typer.Option(help="auto, genai (onnxruntime-genai), ort (onnxruntime) or native (ours).")
-]
+Engine = Annotated[str, typer.Option(help="auto, genai (onnxruntime-genai), ort (onnxruntime) or native (ours).")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
@@ -220,7 +218,9 @@ def reduce(
 def export(
     model: Model,
     output: Output,
-    weights: Annotated[str, typer.Option(help="auto (the checkpoint's grid, else int8), fp32, fp16, int8, int4 or int3.")] = _EXPORT.weights,
+    weights: Annotated[
+        str, typer.Option(help="auto (the checkpoint's grid, else int8), fp32, fp16, int8, int4 or int3.")
+    ] = _EXPORT.weights,
     lowering: Annotated[
         str, typer.Option(help="auto, kernel (operators of ours), gather (for block:ROWS), dense (stock) or tensorrt.")
     ] = _EXPORT.lowering,

@@ -131,10 +131,11 @@ class ReduceRecipe:
 class ExportRecipe:
     """How to turn a checkpoint, or an ONNX model, into a bundle.
 
-    `weights` auto means int8 (gather: fp32, tensorrt: fp16). `lowering` "kernel" packs matrices for the operators of
-    ours, "dense" uses stock ones alone, "auto" is kernel where a kernel library is at hand; "gather" skips what blocks
-    of a pattern block:ROWS do not read, "tensorrt" is for NVIDIA devices and pattern 2:4. `arch` names the
-    architectures whose kernel library goes into the bundle (none: this machine's); `library` false leaves it out.
+    `weights` auto means the checkpoint's grid of integers where it has one, else int8 (gather: fp32, tensorrt: fp16).
+    `lowering` "kernel" packs matrices for the operators of ours, "dense" uses stock ones alone, "auto" is kernel where
+    a kernel library is at hand; "gather" skips what blocks of a pattern block:ROWS do not read, "tensorrt" is for
+    NVIDIA devices and pattern 2:4. `arch` names the architectures whose kernel library goes into the bundle (none: this
+    machine's); `library` false leaves it out.
     """
 
     weights: str = "auto"

@@ -178,7 +178,7 @@ def make_plan(
     if grids:
         _check_grids(weights, grids)
     by_grid = bool(grids) and weights == "auto" and lowering not in ("gather", "tensorrt")
-    plan = _settle(_by_grids(grids, lowering) if by_grid else weights, lowering, library=library)
+    plan = _settle(_by_grids(grids, lowering, library=library) if by_grid else weights, lowering, library=library)
     return replace(plan, costs=costs or {}, grids=grids, plain="int8" if by_grid else None)
 
 
@@ -196,9 +196,10 @@ def _settle(weights: str, lowering: str, *, library: bool) -> Plan:
     return Plan(weights=settled, lowering="dense", reason=missing)
 
 
-def _by_grids(grids: Grids, lowering: str) -> str:
+def _by_grids(grids: Grids, lowering: str, *, library: bool) -> str:
     """Return the narrowest weights that hold the integers of `grids`; stock operators have none of 3 bits."""
-    return f"int{max(grids.bits, 4) if lowering == 'dense' else grids.bits}"
+    stock = lowering == "dense" or (lowering == "auto" and not library)
+    return f"int{max(grids.bits, 4) if stock else grids.bits}"
 
 
 def _check_grids(weights: str, grids: Grids) -> None:
