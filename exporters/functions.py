@@ -21,6 +21,8 @@ DOMAIN = "edgeslim"
 VERSION = 1
 LINEAR, GATHER, ATTENTION = "PackedLinear", "PackedGather", "GroupQueryAttention"
 CONV, SCAN = "CausalConv", "StateSpaceScan"
+POSITIONS = "positions"
+"""Overload of attention that is told the positions of its tokens."""
 LINEAR_INPUTS = ("x", "values", "scales", "masks", "offsets", "bias", "gate", "norm", "residual")
 GATHER_INPUTS = ("ids", "values", "scales", "masks", "offsets")
 ATTENTION_INPUTS = (
@@ -33,6 +35,7 @@ ATTENTION_INPUTS = (
     "total_sequence_length",
     "cos_cache",
     "sin_cache",
+    "position_ids",
 )
 ATTENTION_ATTRIBUTES = ("num_heads", "kv_num_heads", "scale", "do_rotary", "rotary_interleaved", "local_window_size")
 CONV_INPUTS = ("x", "weight", "bias", "past_state")
@@ -97,15 +100,26 @@ def gather_function(form: Form) -> ir.Function:
     return _function(GATHER, form_name(form), GATHER_INPUTS, _MATRIX, lines)
 
 
-def attention_function() -> ir.Function:
-    """Return the body of GroupQueryAttention: the operator of com.microsoft, which computes the same."""
-    kinds = zip(ATTENTION_ATTRIBUTES, _ATTENTION_TYPES, strict=True)
-    passed = ", ".join(f"{name}: {kind} = @{name}" for name, kind in kinds)
-    inputs, outputs = ", ".join(ATTENTION_INPUTS), "y, present_key, present_value"
+def attention_function(*, positions: bool = False) -> ir.Function:
+    """Return the body of GroupQueryAttention: the operator of com.microsoft, which computes the same.
+
+    With `positions`, the overload of nodes that have position_ids: they rotate before, since the operator of
+    com.microsoft reads only the first position of a prompt.
+    """
+    inputs, outputs = ", ".join(ATTENTION_INPUTS[: None if positions else -1]), "y, present_key, present_value"
+    kinds = dict(zip(ATTENTION_ATTRIBUTES, _ATTENTION_TYPES, strict=True))
+    if positions:
+        del kinds["do_rotary"], kinds["rotary_interleaved"]
+    passed = ", ".join(f"{name}: {kind} = @{name}" for name, kind in kinds.items())
+    read = "query, key_turned, value_part, past_key, past_value, seqlens_k, total_sequence_length"
+    lines = [
+        *(_ROTATED if positions else []),
+        f"{outputs} = com.microsoft.{ATTENTION} <{passed}> ({read if positions else inputs})",
+    ]
+    overload = f', overload: "{POSITIONS}"' if positions else ""
     text = (
-        f'<opset_import: ["" : {OPSET}, "com.microsoft" : 1], domain: "{DOMAIN}">\n'
-        f"{ATTENTION} <{', '.join(ATTENTION_ATTRIBUTES)}> ({inputs}) => ({outputs}) {{\n"
-        f"  {outputs} = com.microsoft.{ATTENTION} <{passed}> ({inputs})\n}}"
+        f'<opset_import: ["" : {OPSET}, "com.microsoft" : 1], domain: "{DOMAIN}"{overload}>\n'
+        f"{ATTENTION} <{', '.join(ATTENTION_ATTRIBUTES)}> ({inputs}) => ({outputs}) {{\n  " + "\n  ".join(lines) + "\n}"
     )
     return ir.serde.deserialize_function(onnx.parser.parse_function(text))
 
@@ -408,6 +422,23 @@ _INTEGER_PRODUCT = [
 ]
 _ROUNDED_PRODUCT = ["of_codes = MatMul(token_codes, weight)", "product = Mul(of_codes, token_scale)"]
 _FLOAT_PRODUCT = ["product = MatMul(t, weight)"]
+_ROTATED = [
+    "one = Constant <value_ints = [1]> ()",
+    "heads_0 = Constant <value_int: int = @num_heads> ()",
+    "key_heads_0 = Constant <value_int: int = @kv_num_heads> ()",
+    "heads = Reshape(heads_0, one)",
+    "key_heads = Reshape(key_heads_0, one)",
+    "width = Shape <start = 3, end = 4> (past_key)",
+    "query_size = Mul(heads, width)",
+    "key_size = Mul(key_heads, width)",
+    "sizes = Concat <axis = 0> (query_size, key_size, key_size)",
+    "query_part, key_part, value_part = Split <axis = -1> (qkv, sizes)",
+    *(
+        f"{name} = com.microsoft.RotaryEmbedding <num_heads: int = @{count}, interleaved: int = @rotary_interleaved> "
+        f"({part}, position_ids, cos_cache, sin_cache)"
+        for name, count, part in (("query", "num_heads", "query_part"), ("key_turned", "kv_num_heads", "key_part"))
+    ),
+]
 _SCAN = [
     "last = Constant <value_ints = [-1]> ()",
     "kept = Constant <value_ints = [0, 0]> ()",

@@ -2,7 +2,8 @@
 // values with a cache in float32, in less time for one token.
 //
 // Inputs      qkv [B, T, (H + 2 N) D], key (absent), value (absent), past_key [B, N, P, D], past_value,
-//             seqlens_k int32 [B] (S - 1), total_sequence_length int32, cos_cache?, sin_cache? [positions, rotary / 2]
+//             seqlens_k int32 [B] (S - 1), total_sequence_length int32, cos_cache?, sin_cache? [positions, rotary / 2],
+//             position_ids? int64 [B, T]: what queries and keys are rotated by; absent: their places in the cache
 // Outputs     out [B, T, H D], present_key, present_value [B, N, max(P, S), D]
 // Attributes  num_heads, kv_num_heads, scale, do_rotary, rotary_interleaved, local_window_size: as in com.microsoft
 #include <algorithm>
@@ -14,12 +15,13 @@
 namespace edgeslim::ort {
 namespace {
 
-enum Input { kQkv, kKey, kValue, kPastKey, kPastValue, kSequenceLengths, kTotalLength, kCosine, kSine, kInputs };
+enum Input { kQkv, kKey, kValue, kPastKey, kPastValue, kSequenceLengths, kTotalLength, kCosine, kSine, kPositions, kInputs };
 
 struct GroupQueryAttention {
   static constexpr const char* kName = "GroupQueryAttention";
   static constexpr std::size_t kInputCount = kInputs, kOutputCount = 3;
   static ElementType input_type(std::size_t index) {
+    if (index == kPositions) return kInt64;
     return index == kSequenceLengths || index == kTotalLength ? kInt32 : kFloat;
   }
   static bool optional(std::size_t index) { return index == kKey || index == kValue || index >= kCosine; }
@@ -45,6 +47,7 @@ struct GroupQueryAttention {
     const Tensor lengths = runtime.input(context, kSequenceLengths, &wrong);
     const Tensor total = runtime.input(context, kTotalLength, &wrong);
     const Tensor cosine = runtime.input(context, kCosine, &wrong), sine = runtime.input(context, kSine, &wrong);
+    const Tensor positions = runtime.input(context, kPositions, &wrong);
     if (wrong) return wrong;
     AttentionCall c;
     if ((wrong = read_shapes(qkv, past_key, past_value, &c))) return wrong;
@@ -52,7 +55,7 @@ struct GroupQueryAttention {
     const int64_t longest = *total.as<int32_t>();
     std::vector<int64_t> past;
     if ((wrong = read_past(c, lengths, longest, &past))) return wrong;
-    if (rotary && (wrong = read_rotary(cosine, sine, longest, &c))) return wrong;
+    if (rotary && (wrong = read_rotary(cosine, sine, positions, longest, &c))) return wrong;
     c.past = past.data();
     c.room = std::max(c.past_room, longest);
     const Tensor out = runtime.output(context, 0, {c.batch, c.tokens, c.heads * c.head_size}, &wrong);
@@ -100,7 +103,17 @@ struct GroupQueryAttention {
     return {};
   }
 
-  Fault read_rotary(const Tensor& cosine, const Tensor& sine, int64_t longest, AttentionCall* c) const {
+  Fault read_rotary(const Tensor& cosine, const Tensor& sine, const Tensor& positions, int64_t longest,
+                    AttentionCall* c) const {
+    if (positions) {
+      if (positions.count() != c->batch * c->tokens) return fault("position_ids must have one entry a token");
+      c->positions = positions.as<int64_t>();
+      longest = 0;
+      for (int64_t i = 0; i < positions.count(); ++i) {
+        if (c->positions[i] < 0) return fault("position_ids must not be negative");
+        longest = std::max(longest, c->positions[i] + 1);
+      }
+    }
     if (cosine.shape.size() != 2 || sine.shape != cosine.shape || cosine.shape[0] < longest)
       return fault("cos_cache and sin_cache must have 2 dimensions and at least %lld positions", (long long)longest);
     c->rotary = 2 * cosine.shape[1];

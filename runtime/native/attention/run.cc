@@ -29,8 +29,9 @@ void append(const AttentionCall& c, const Kernels& kernels, int64_t b, int64_t h
   for (int64_t t = first; t < last; ++t) {
     const float* qkv = c.qkv + (b * c.tokens + t) * row;
     const int64_t position = c.past[b] + t, cached = ((b * c.kv_heads + head) * c.room + position) * d;
-    turn.cosine = c.cosine + position * c.rotary / 2;
-    turn.sine = c.sine + position * c.rotary / 2;
+    const int64_t angle = c.positions ? c.positions[b * c.tokens + t] : position;
+    turn.cosine = c.cosine + angle * c.rotary / 2;
+    turn.sine = c.sine + angle * c.rotary / 2;
     kernels.rotate(turn, qkv + (c.heads + head) * d, 1, c.present_key + cached);
     kernels.rotate(turn, qkv + head * group * d, group, queries + ((b * c.tokens + t) * c.heads + head * group) * d);
     std::memcpy(c.present_value + cached, qkv + (c.heads + c.kv_heads + head) * d, sizeof(float) * std::size_t(d));

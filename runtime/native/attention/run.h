@@ -18,7 +18,8 @@ struct AttentionCall {
   const float* sine = nullptr;
   int64_t batch = 0, tokens = 0, heads = 0, kv_heads = 0, head_size = 0;
   int64_t past_room = 0, room = 0, rotary = 0, window = 0;
-  const int64_t* past = nullptr;  // [B], P of each sequence
+  const int64_t* past = nullptr;       // [B], P of each sequence
+  const int64_t* positions = nullptr;  // [B, T], which angles are taken; null: those of the places in the cache
   bool interleaved = false;
   float scale = 0;
 };
