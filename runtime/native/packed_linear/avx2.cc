@@ -156,13 +156,20 @@ struct Threes {
 };
 static constexpr Threes kThrees;
 
-// 12 bytes to their 32 codes of 3 bits; reads 16.
-static inline __m256i threes(const uint8_t* packed) {
-  const __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes16(packed)));
-  const __m256i words = _mm256_shuffle_epi8(bytes, _mm256_load_si256(bytes32(kThrees.from)));
+// Words with the bits of two codes each, as 32 codes; the words of a half register repeat after four.
+static inline __m256i threes_of(__m256i words) {
   const __m256i pairs = _mm256_mullo_epi16(words, _mm256_load_si256(bytes32(kThrees.times)));
   return _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(pairs, 6), _mm256_set1_epi16(7)),
                          _mm256_and_si256(_mm256_srli_epi16(pairs, 1), _mm256_set1_epi16(0x700)));
+}
+
+// Which bytes become the words of 16 codes, in both halves of a register.
+static inline __m256i threes_from() { return _mm256_broadcastsi128_si256(_mm_load_si128(bytes16(kThrees.from))); }
+
+// 12 bytes to their 32 codes of 3 bits; reads 16.
+static inline __m256i threes(const uint8_t* packed) {
+  const __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes16(packed)));
+  return threes_of(_mm256_shuffle_epi8(bytes, _mm256_load_si256(bytes32(kThrees.from))));
 }
 
 // The columns of a tile in order. Bits 8: q, zero where nothing is stored. Fewer: codes, that of zero where nothing is.
@@ -339,6 +346,104 @@ static void product(const Packed& w, Columns columns, int64_t tile, const Quanti
     emit(out, w.n, tile, token + t, Ymm::mul(total[t], Ymm::set(x.scale[token + t])));
 }
 
+// ---- two of every four inputs ---------------------------------------------------------------------------------------
+//
+// A row keeps two of a step's four inputs: the inputs are brought to the values, and nothing is expanded. A register has
+// a word for each of 8 outputs, of one step in its lower and of the next in its upper half.
+
+// For four bits of mask, where the first and the second that is set are, among the inputs of two steps; none: 0x80.
+struct Places {
+  alignas(32) uint8_t first[32], second[32];
+
+  constexpr Places() : first(), second() {
+    for (int i = 0; i < 32; ++i) {
+      first[i] = place_of(i % 16, 0, i / 16);
+      second[i] = place_of(i % 16, 1, i / 16);
+    }
+  }
+  static constexpr uint8_t place_of(int four, int which, int part) {
+    for (int bit = 0; bit < 4; ++bit)
+      if ((four >> bit) & 1 && which-- == 0) return uint8_t(4 * part + bit);
+    return 0x80;
+  }
+};
+static constexpr Places kPlaces;
+
+static inline __m256i join(__m128i lower, __m128i upper) { return _mm256_set_m128i(upper, lower); }
+
+// The values q of two steps.
+template <int BITS>
+static inline Column pair_values(const uint8_t* values) {
+  const auto of_half = [&](const uint8_t* first) {  // the other step's are 4 BITS bytes later
+    const __m256i zero = _mm256_set1_epi8(char(1 << (BITS - 1)));
+    const uint8_t* const second = first + 4 * BITS;
+    if (BITS == 8)
+      return _mm256_sub_epi8(join(_mm_loadu_si128(bytes16(first)), _mm_loadu_si128(bytes16(second))), zero);
+    if (BITS == 4) {
+      const __m128i bytes = _mm_unpacklo_epi64(_mm_loadl_epi64(bytes16(first)), _mm_loadl_epi64(bytes16(second)));
+      const __m256i pairs = _mm256_cvtepu8_epi16(bytes), spread = _mm256_or_si256(pairs, _mm256_slli_epi16(pairs, 4));
+      return _mm256_sub_epi8(_mm256_and_si256(spread, _mm256_set1_epi8(15)), zero);
+    }
+    const __m256i bytes = join(_mm_loadu_si128(bytes16(first)), _mm_loadu_si128(bytes16(second)));
+    return _mm256_sub_epi8(threes_of(_mm256_shuffle_epi8(bytes, threes_from())), zero);
+  };
+  return {of_half(values), of_half(values + 2 * BITS)};
+}
+
+// Where the inputs of two steps go that `masks` names.
+static inline Column pair_places(__m128i masks) {
+  const __m256i bytes = _mm256_cvtepu8_epi16(masks), spread = _mm256_or_si256(bytes, _mm256_slli_epi16(bytes, 4));
+  const __m256i fours = _mm256_and_si256(spread, _mm256_set1_epi8(15));
+  const __m256i first = _mm256_shuffle_epi8(_mm256_load_si256(bytes32(kPlaces.first)), fours);
+  const __m256i second = _mm256_shuffle_epi8(_mm256_load_si256(bytes32(kPlaces.second)), fours);
+  return {_mm256_unpacklo_epi8(first, second), _mm256_unpackhi_epi8(first, second)};
+}
+
+// Both halves' 16-bit sums of 8 outputs, in 32 bits.
+static inline __m256i halves_added(__m256i sums) {
+  return _mm256_add_epi32(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(sums)),
+                          _mm256_cvtepi16_epi32(_mm256_extracti128_si256(sums, 1)));
+}
+
+static bool has_pairs(const Packed& w) {
+  return w.layout == Layout::nm && 2 * w.pattern_n == w.pattern_m && (w.groups == 1 || w.group_steps() % 2 == 0);
+}
+
+template <int BITS>
+static void few_pairs(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
+  constexpr int64_t kPairs = BITS == 8 ? 1 : 16;  // of steps, whose products a sum of 16 bits holds
+  for (int64_t tile = first; tile < last; ++tile)
+    for (int64_t token = 0; token < x.tokens; ++token) {
+      const uint8_t *values = w.values + tile_start(w, tile), *masks = tile_masks(w, tile);
+      const int8_t* a = x.codes + token * x.stride;
+      Ymm total = Ymm::set(0);
+      for (int64_t group = 0; group < w.groups; ++group) {
+        int64_t steps = w.steps - group * w.group_steps();
+        if (steps > w.group_steps()) steps = w.group_steps();
+        __m256i lo = _mm256_setzero_si256(), hi = lo;
+        while (steps > 0) {
+          __m256i some_lo = _mm256_setzero_si256(), some_hi = some_lo;
+          for (int64_t pair = 0; pair < kPairs && steps > 0; ++pair, steps -= 2, a += 8) {
+            const __m128i two = steps > 1 ? _mm_loadu_si128(bytes16(masks)) : _mm_loadl_epi64(bytes16(masks));
+            const Column q = pair_values<BITS>(values), places = pair_places(two);
+            int64_t eight;
+            std::memcpy(&eight, a, 8);
+            const __m256i inputs = _mm256_set1_epi64x(eight);
+            const __m256i a_lo = _mm256_sign_epi8(_mm256_shuffle_epi8(inputs, places.lo), q.lo);
+            const __m256i a_hi = _mm256_sign_epi8(_mm256_shuffle_epi8(inputs, places.hi), q.hi);
+            some_lo = _mm256_add_epi16(some_lo, _mm256_maddubs_epi16(_mm256_abs_epi8(q.lo), a_lo));
+            some_hi = _mm256_add_epi16(some_hi, _mm256_maddubs_epi16(_mm256_abs_epi8(q.hi), a_hi));
+            values += 8 * BITS, masks += 16;
+          }
+          lo = _mm256_add_epi32(lo, halves_added(some_lo));
+          hi = _mm256_add_epi32(hi, halves_added(some_hi));
+        }
+        total = Ymm::fma(Ymm::from_integers(lo, hi), load_scales<Ymm>(w, tile, group), total);
+      }
+      emit(out, w.n, tile, token, Ymm::mul(total, Ymm::set(x.scale[token])));
+    }
+}
+
 template <int BITS, Layout LAYOUT>
 static void few_of(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
   for (int64_t tile = first; tile < last; ++tile) {
@@ -402,6 +507,10 @@ struct Avx2 {
   }
 
 void few(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
+  if (has_pairs(w)) {
+    if (w.bits == 8) return few_pairs<8>(w, x, out, first, last);
+    return w.bits == 4 ? few_pairs<4>(w, x, out, first, last) : few_pairs<3>(w, x, out, first, last);
+  }
   if (w.bits == 8) EDGESLIM_BY_LAYOUT(few_of, 8, w, x, out, first, last)
   if (w.bits == 4) EDGESLIM_BY_LAYOUT(few_of, 4, w, x, out, first, last)
   EDGESLIM_BY_LAYOUT(few_of, 3, w, x, out, first, last)
