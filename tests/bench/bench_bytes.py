@@ -15,7 +15,7 @@ from edgeslim.exporters.functions import form_name
 from edgeslim.exporters.packed import Form, pack
 
 DENSITIES = (1.0, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
-_GROUPS = {4: 64}
+_GROUPS = {4: 64, 3: 64}
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--shape", default="2560x960", metavar="OUTxIN")
     rows, columns = (int(part) for part in parser.parse_args().shape.split("x"))
     table: dict[str, list[str]] = {}
-    for bits in (32, 16, 8, 4):
+    for bits in (32, 16, 8, 4, 3):
         for form in [form_of(layout, bits) for layout in ("dense", "bitmap", "nm")]:
             for density in DENSITIES:
                 cell = ""
