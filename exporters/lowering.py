@@ -110,8 +110,7 @@ def _lower_to_tensorrt(model: ir.Model, plan: Plan, measured: Mapping[str, Linea
 
     Raises: ExportError naming an operator that has no such form.
     """
-    weights = {node.name or "": node.inputs[1] for node in linears(model.graph)}
-    forms = {name: _is_two_of_four(linear, weights[name]) for name, linear in measured.items()}
+    forms = {node.name or "": _is_two_of_four(measured[node.name or ""], node) for node in linears(model.graph)}
     run_passes(model, [StandardOperators(), *([HalfProducts()] if plan.bits == 16 else [])])
     layers = tuple(
         Layer(
@@ -126,12 +125,13 @@ def _lower_to_tensorrt(model: ir.Model, plan: Plan, measured: Mapping[str, Linea
     return Lowered(layers=layers, lowering="tensorrt")
 
 
-def _is_two_of_four(linear: Linear, weight: ir.Value | None) -> bool:
+def _is_two_of_four(linear: Linear, node: ir.Node) -> bool:
     """Return whether TensorRT may take its 2:4 kernels for a linear; reads the weights only where zeros are enough."""
+    weight = node.inputs[1]
     if linear.sparsity < 0.5 or weight is None or weight.const_value is None:
         return False
     array = weight.const_value.numpy()
-    return follows_two_of_four(array if array.shape == linear.shape else array.T)
+    return follows_two_of_four(array if node.attributes.get_int("transB", 0) == 1 else array.T)
 
 
 def _gathered_layer(linear: Linear, pattern: BlockPattern, plan: Plan) -> Layer:
