@@ -236,13 +236,13 @@ def test_every_end_of_text_token_is_listed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("found", "hint"),
-    [("lama", "did you mean 'llama'"), ("mamba", "did you mean 'mamba2'"), ("opt", "expected one of")],
+    [("lama", "did you mean 'llama'"), ("mamba22", "did you mean 'mamba2'"), ("bert", "expected one of")],
 )
 def test_other_families_are_refused_with_the_nearest(tmp_path: Path, found: str, hint: str) -> None:
     checkpoint = save_tiny(tmp_path / "checkpoint", "llama")
     add_config(checkpoint, model_type=found)
 
-    with pytest.raises(ExportError, match=f"model type '{found}' cannot be exported.*gemma2, gpt2.*mamba2.*") as fault:
+    with pytest.raises(ExportError, match=f"model type '{found}' cannot be exported.*gemma2.*gpt2.*mamba2") as fault:
         export_checkpoint(checkpoint, empty(tmp_path / "bundle"))
     assert hint in str(fault.value)
     assert not any((tmp_path / "bundle").iterdir())
