@@ -77,6 +77,7 @@ native:              ## the kernel library in build/native; its variants compare
 	$(CMAKE) --build build/native -j $(JOBS)
 	build/native/kernels_test
 	build/native/sequences_test
+	build/native/engine_test
 
 cross:               ## the library for aarch64 Linux in build/aarch64; its variants compared under qemu
 	@command -v $(or $(ZIG_PYTHON),aarch64-linux-gnu-g++) qemu-aarch64 >/dev/null || \
@@ -90,14 +91,18 @@ cross:               ## the library for aarch64 Linux in build/aarch64; its vari
 
 sanitize:            ## variants compared and the reader fuzzed briefly, under ASan and UBSan
 	$(CMAKE) -S runtime/native -B build/sanitize -DEDGESLIM_SANITIZE=ON -DEDGESLIM_TESTS=ON
-	$(CMAKE) --build build/sanitize -j $(JOBS) --target kernels_test sequences_test fuzz
+	$(CMAKE) --build build/sanitize -j $(JOBS) --target kernels_test sequences_test engine_test fuzz fuzz_bundle
 	build/sanitize/kernels_test
 	build/sanitize/sequences_test
+	build/sanitize/engine_test
 	build/sanitize/fuzz 0 20000
+	build/sanitize/fuzz_bundle 0 20000
 
-fuzz: sanitize       ## a million executions of the reader of packed tensors, in two processes
+fuzz: sanitize       ## a million executions of each reader, of packed tensors and of a bundle's files, in two processes
 	build/sanitize/fuzz $(FUZZ_SEED) $(FUZZ_COUNT) & first=$$!; \
 	build/sanitize/fuzz $$(($(FUZZ_SEED) + 1)) $(FUZZ_COUNT); second=$$?; wait $$first && exit $$second
+	build/sanitize/fuzz_bundle $(FUZZ_SEED) $(FUZZ_COUNT) & first=$$!; \
+	build/sanitize/fuzz_bundle $$(($(FUZZ_SEED) + 1)) $(FUZZ_COUNT); second=$$?; wait $$first && exit $$second
 
 train: install       ## train the bundled models again (about two hours)
 	$(BIN)/python examples/train_tiny.py --arch llama

@@ -24,16 +24,16 @@ namespace {
 // The operators' domain for one copy of the runtime. Sessions keep pointing to it, so it is made once and stays.
 Status* domain_for(const Api* api, OpDomain** domain) {
   static std::mutex mutex;
-  static std::vector<std::pair<const Api*, OpDomain*>> made;
+  static auto* const made = new std::vector<std::pair<const Api*, OpDomain*>>;
   const std::lock_guard<std::mutex> lock(mutex);
-  for (const auto& one : made)
+  for (const auto& one : *made)
     if (one.first == api) return *domain = one.second, nullptr;
   const Functions f(api);
   if (Status* status = f.create_domain("edgeslim", domain)) return status;
   for (const CustomOp* op : {packed_linear(), packed_gather(), group_query_attention(), causal_conv(),
                              state_space_scan()})
     if (Status* status = f.domain_add(*domain, op)) return status;
-  made.emplace_back(api, *domain);
+  made->emplace_back(api, *domain);
   return nullptr;
 }
 

@@ -2,7 +2,7 @@
 // runtime/native -I FOLDER-OF-onnxruntime_c_api.h abi_check.cc`; any version of the header from 1.17 on.
 #include <onnxruntime_c_api.h>
 
-#include "ort/abi.h"
+#include "ort/session_abi.h"
 
 namespace edgeslim::ort {
 
@@ -11,6 +11,7 @@ static_assert(ORT_API_VERSION >= kApiVersion, "the official header is older than
 #define EDGESLIM_CHECK(name, official, index, ...) \
   static_assert(offsetof(OrtApi, official) == index * sizeof(void*), #official " stands elsewhere");
 EDGESLIM_ORT_FUNCTIONS(EDGESLIM_CHECK)
+EDGESLIM_ORT_SESSION_FUNCTIONS(EDGESLIM_CHECK)
 #undef EDGESLIM_CHECK
 
 static_assert(offsetof(ApiBase, get_api) == offsetof(OrtApiBase, GetApi));
@@ -46,6 +47,8 @@ static_assert(int(kUndefined) == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED && int(
 static_assert(int(kUint8) == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 && int(kInt32) == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32);
 static_assert(int(kInt64) == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 && int(kFloat16) == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16);
 static_assert(int(kRequired) == INPUT_OUTPUT_REQUIRED && int(kOptional) == INPUT_OUTPUT_OPTIONAL);
+static_assert(int(kErrors) == ORT_LOGGING_LEVEL_ERROR && int(kDeviceAllocator) == OrtDeviceAllocator);
+static_assert(int(kDefaultMemory) == OrtMemTypeDefault);
 static_assert(int(kFail) == ORT_FAIL && int(kInvalidArgument) == ORT_INVALID_ARGUMENT);
 
 }  // namespace edgeslim::ort

@@ -1,0 +1,122 @@
+// Damaged edgeslim.json, genai_config.json, config.json and generation_config.json, given to the readers in process:
+// `fuzz_bundle SEED COUNT [FIRST] [--seconds S]`. Each execution takes valid files and changes a few bytes, words or
+// pieces. What is accepted must lie inside the bundle and in range. Execution i depends on SEED and i alone.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "engine/bundle.h"
+#include "tests/packer.h"
+
+namespace {
+
+using namespace edgeslim;
+using tests::Random;
+
+const std::string kFiles[4] = {
+    R"({"source":{"id":"a/b","model_type":"llama"},"weights":"int8","weight_bytes":245060072,"layers":[{"name":"model.layers.0",
+"shape":[1600,960],"sparsity":0.5,"bytes":959519,"form":"bitmap_int8","stored":0.494952}],"files":{"model.onnx":{"bytes":263775,
+"sha256":"e828"},"lib/aarch64/libedgeslim.so":{"bytes":594120,"sha256":"aebd"},"model.onnx.data":{"bytes":245060072,"sha256":""}},
+"parity":{"tolerance":1e-4,"whole":4.76837158203125e-06},"lowering":"kernel","libraries":{"x86_64":"libedgeslim.so"},"format":1,
+"session_options":{"session.disable_prepacking":"1"},"engines":["ort"]})",
+    R"({"model":{"type":"decoder","vocab_size":49152,"context_length":2048,"eos_token_id":[2],"pad_token_id":0,"bos_token_id":1,
+"decoder":{"session_options":{"log_id":"edgeslim","provider_options":[],"custom_ops_library":"libedgeslim.so","intra_op_num_threads":2,
+"enable_cpu_mem_arena":false,"session.disable_prepacking":"1"},"filename":"model.onnx","inputs":{"input_ids":"input_ids",
+"past_key_names":"past_key_values.%d.key"}}},"search":{"do_sample":false,"max_length":2048,"past_present_share_buffer":true,
+"chunk_size":256}})",
+    R"({"architectures":["LlamaForCausalLM"],"eos_token_id":2,"max_position_embeddings":2048,"vocab_size":49152,"edgeslim":{
+"reduction":{"layers":[3],"ratios":[0.2]}},"rope_scaling":null,"tie_word_embeddings":true})",
+    "{\"bos_token_id\":1,\"eos_token_id\":[2,7],\"text\":\"\\u00e9\\ud83d\\ude00\\n\"}"};
+
+const char* const kWords[] = {"{",    "}",   "[",     "]",     "\"",   ":",      ",",    "\\",     "\\u",  "\\ud800", "null", "true",
+                              "1e999", "-1", "1e18",  "0.5",   "../",  "..",     "/",    "C:\\\\", "\x01", "\xff",    "",     "99999999999999999999",
+                              "{\"format\":1}", "\"filename\":\"../x\"", "\"custom_ops_library\":\"/x.so\"", "\"ep.context_file_path\":\"x\""};
+
+std::string mutated(std::string text, Random& random) {
+  for (int64_t changes = random.below(5); changes > 0; --changes) {
+    const int64_t size = int64_t(text.size()), at = random.below(size + 1), length = random.below(std::min<int64_t>(size - at + 1, 40));
+    switch (random.below(6)) {
+      case 0: text.erase(std::size_t(at), std::size_t(length)); break;
+      case 1: text.insert(std::size_t(at), kWords[random.below(int64_t(sizeof kWords / sizeof *kWords))]); break;
+      case 2: text.replace(std::size_t(at), std::size_t(length), kWords[random.below(int64_t(sizeof kWords / sizeof *kWords))]); break;
+      case 3: text.insert(std::size_t(at), text.substr(std::size_t(random.below(size + 1)), std::size_t(random.below(60)))); break;
+      case 4:
+        if (at < size) text[std::size_t(at)] = char(random.bits());
+        break;
+      default: text.insert(std::size_t(at), std::string(std::size_t(random.below(100)), "[{\"0 "[random.below(5)]));
+    }
+  }
+  return text;
+}
+
+// Said in other words than the reader's: every component of a path that is left.
+bool leaves(const std::string& path) {
+  if (path.empty() || path[0] == '/' || path.find('\\') != std::string::npos || path.find(':') != std::string::npos) return true;
+  const std::string framed = "/" + path + "/";
+  return framed.find("/../") != std::string::npos;
+}
+
+const char* inspect(const Bundle& b) {
+  if (leaves(b.graph)) return "the graph leaves the bundle";
+  if (!b.foreign_library.empty() && leaves(b.foreign_library)) return "a library leaves the bundle";
+  for (const int64_t number : {b.vocab_size, b.context_length, b.max_length, b.chunk, b.threads})
+    if (number < 0 || number >= int64_t{1} << 31) return "a number is out of range";
+  for (const int32_t token : b.end_tokens)
+    if (token < 0) return "a token is negative";
+  for (const auto& [name, value] : b.entries)
+    if (name.find("file") != std::string::npos || name.find("path") != std::string::npos) return "an option names files";
+  return nullptr;
+}
+
+const char* execute(Random& random, bool* accepted) {
+  BundleFiles files;
+  Json* const to[] = {&files.manifest, &files.genai, &files.config, &files.generation};
+  const int64_t victim = random.below(5);  // 4: all of them
+  bool whole = true;
+  for (int i = 0; i < 4; ++i) {
+    std::string wrong;
+    const std::string text = victim == i || victim == 4 ? mutated(kFiles[i], random) : kFiles[i];
+    const std::vector<char> exact(text.begin(), text.end());  // ends where its memory does
+    *to[i] = Json::parse({exact.data(), exact.size()}, &wrong);
+    whole = whole && wrong.empty();
+  }
+  if (!whole) return nullptr;
+  Bundle bundle;
+  const Status status = read_bundle(files, &bundle);
+  *accepted = !status.failed();
+  if (status.failed()) return status.text.empty() ? "a refusal says nothing" : nullptr;
+  return inspect(bundle);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int64_t numbers[3] = {0, 0, 0};
+  double most = 1e9;
+  for (int i = 1, place = 0; i < argc; ++i) {
+    if (!std::strcmp(argv[i], "--seconds") && i + 1 < argc)
+      most = std::atof(argv[++i]);
+    else if (place < 3)
+      numbers[place++] = std::atoll(argv[i]);
+  }
+  if (numbers[1] <= 0) {
+    std::fprintf(stderr, "usage: fuzz_bundle SEED COUNT [FIRST] [--seconds S]\n");
+    return 2;
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  const auto passed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
+  int64_t done = 0, accepted = 0;
+  for (; done < numbers[1] && (done % 256 || passed() < most); ++done) {
+    Random random(uint64_t(numbers[0]) * 0x100000001b3u + uint64_t(numbers[2] + done) + 1);
+    bool taken = false;
+    if (const char* finding = execute(random, &taken)) {
+      std::printf("finding: %s; repeat it by: fuzz_bundle %lld 1 %lld\n", finding, (long long)numbers[0], (long long)(numbers[2] + done));
+      return 1;
+    }
+    accepted += taken;
+  }
+  std::printf("seed %lld: %lld executions in %.0f s, %lld accepted, no finding\n", (long long)numbers[0], (long long)done, passed(),
+              (long long)accepted);
+  return 0;
+}
