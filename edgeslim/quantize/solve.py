@@ -27,6 +27,8 @@ from edgeslim.quantize.pairs import step_pairs, swap_places
 from edgeslim.quantize.scales import fit_scales
 
 Polish = Literal["none", "fast", "best"]
+MEMORY = 8 << 20  # bytes of the weights of one group of rows; the search takes some ten times as much
+FEWEST_ROWS = 128
 ROUNDS = {"none": 0, "fast": 1, "best": 3}
 PASSES = 4
 
@@ -57,9 +59,20 @@ def quantize(
 ) -> OnGrid:
     """Put `weight` on the grid within its mask, close to `target`. `polish` none: the GPTQ sweep alone.
 
-    weight, keep, target: [out, in]. Masks move only where each row has its own, and keep the pattern's
-    counts.
+    weight, keep, target: [out, in]; rows go in groups, which bounds what is needed beside them. Masks move only where
+    each row has its own, and keep the pattern's counts.
     """
+    rows = max(FEWEST_ROWS, MEMORY // (weight.shape[1] * weight.element_size()))
+    parts = zip(weight.split(rows), keep.split(rows), target.split(rows), strict=True)
+    found = [_quantize_rows(*part, system, pattern, grid, polish) for part in parts]
+    codes, scales, places = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+    return OnGrid(codes, scales, places, grid)
+
+
+def _quantize_rows(
+    weight: Tensor, keep: Tensor, target: Tensor, system: Factored, pattern: Pattern, grid: Grid, polish: Polish
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Integers (int8), scales and mask of some rows."""
     h = system.h
     codes, scales = gptq(weight, system.u, keep, grid)
     for _ in range(ROUNDS[polish]):
@@ -70,4 +83,4 @@ def quantize(
             codes, keep = swap_places(codes, scales, target, h, keep, grid, pattern)
     if polish != "none":
         codes = descend(codes, scales, target, h, keep, grid, PASSES)
-    return OnGrid(codes.to(torch.int8), scales, keep, grid)
+    return codes.to(torch.int8), scales, keep

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 HERE = Path(__file__).parent
 
 
@@ -55,3 +57,17 @@ def test_bench_methods_scores_the_methods_and_the_gap_they_close(tmp_path: Path)
     assert sparsegpt["gap_closed"] == 0
     gap = sparsegpt["perplexity"] - dense["perplexity"]
     assert abs(mrp["gap_closed"] - (sparsegpt["perplexity"] - mrp["perplexity"]) / gap) < 0.05
+
+
+@pytest.mark.slow
+def test_bench_frontier_scores_forms_and_repeats_none_that_its_file_holds(tmp_path: Path) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "cases.jsonl"
+    text.write_text("".join(path.read_text(encoding="utf-8") for path in sorted(HERE.glob("bench_me*.py"))))
+    arguments = (
+        *("bench_frontier.py", "--models", "tiny-llama", "--grids", "int3:64", "--patterns", "50%", "--out", str(out)),
+        *("--effort", "fast", "--text", str(text), "--calib", str(text), "--samples", "2", "--seqlen", "64"),
+    )
+    (line,) = lines_of(*arguments)
+    assert 2.6 < line["bits"] <= 2.75 and line["perplexity"] > 1 and 0 < line["relative_error"] < 1
+    assert json.loads(out.read_text()) == line
+    assert lines_of(*arguments) == []

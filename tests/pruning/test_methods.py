@@ -10,6 +10,7 @@ from edgeslim.pruning.methods import EFFORTS, METHODS, PruneConfig, dense_target
 from edgeslim.pruning.mrp import MASK_RULES
 from edgeslim.pruning.patterns import NM, Pattern, Unstructured, keep_mask
 from edgeslim.pruning.statistics import InputStatistics, factor
+from edgeslim.quantize.grid import Grid, dequantize
 
 HALF = Unstructured(sparsity=0.5)
 
@@ -173,3 +174,27 @@ def test_magnitude_compares_over_the_whole_layer() -> None:
     w[0] *= 100
     keep = prune_matrix(w, stats, PruneConfig(method="magnitude", pattern=HALF)).keep
     assert torch.equal(keep, keep_mask(w.abs(), Unstructured(sparsity=0.5, scope="layer")))
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(sparsity=0.0), HALF, NM(n=2, m=4)], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_ends_on_the_grid_within_its_pattern(method: str, pattern: Pattern) -> None:
+    w, stats = correlated(24, 40)
+    grid = Grid(bits=3, group=16)
+    result = prune_matrix(w, stats, PruneConfig(method=method, pattern=pattern, grid=grid))  # type: ignore[arg-type]
+    assert result.on_grid is not None
+    assert torch.equal(result.weight, dequantize(result.on_grid.codes, result.on_grid.scales, grid))
+    assert torch.equal(result.on_grid.scales, result.on_grid.scales.half().to(result.weight))
+    assert float(result.keep.double().mean()) == pytest.approx(pattern.density, abs=0.02)
+    assert not result.weight[~result.keep].any()
+    assert 0 < result.relative_error < 0.2
+
+
+def test_the_grid_costs_little_beside_the_pruning_and_less_with_more_bits() -> None:
+    w, stats = correlated()
+    errors = [
+        prune_matrix(w, stats, PruneConfig(pattern=HALF, grid=grid)).relative_error
+        for grid in (None, *(Grid(bits=bits, group=16) for bits in (8, 4, 3, 2)))
+    ]
+    assert errors == sorted(errors)
+    assert errors[1] < 1.01 * errors[0]
