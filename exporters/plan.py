@@ -6,7 +6,7 @@ hand, else `dense`. `gather` skips the inputs that blocks of outputs do not read
 `tensorrt` is for NVIDIA devices: basic operators of ONNX's own domain, with 2:4 weights where TensorRT looks for them.
 
 Within `kernel`, a matrix becomes sparse where that takes fewer bytes and, by the measured costs of the target's
-kernels, is not slower. Costs that nobody has measured do not count: bytes decide.
+kernels, is not slower. Costs that nobody has measured do not count, nor any at 3 bits: bytes decide.
 """
 
 from collections.abc import Callable, Iterable
@@ -47,6 +47,9 @@ STOCK_WEIGHTS = {
     "tensorrt": ("fp16", "fp32"),
 }
 """The weights of lowerings to stock operators, which have none of 3 bits; the first is what `auto` means there."""
+BYTES_FIRST = 3
+"""Bits up to which weights are asked for to save bytes: a mask is used wherever it does, and the reason says at what
+speed."""
 SPARSE_FLOATS = 0.25
 """Zeros from which a float32 matrix is packed: below it, stock products are faster than ours for prompts."""
 
@@ -98,7 +101,8 @@ class Plan:
         if sizes[1] >= sizes[0]:
             return Choice(form=plain, reason=f"{density:.0%} kept: a mask would not save bytes", scales=scales)
         speeds = [speed(self.costs, form_name(form), density) for form in (plain, sparse)]
-        if speeds[0] is not None and speeds[1] is not None and speeds[1] * NOISE < speeds[0]:
+        slower = speeds[0] is not None and speeds[1] is not None and speeds[1] * NOISE < speeds[0]
+        if slower and bits > BYTES_FIRST:
             return Choice(form=plain, reason=f"{density:.0%} kept: {_rates(plain, sparse, speeds)}", scales=scales)
         why = "not measured here" if None in speeds else _rates(sparse, plain, speeds[::-1])
         reason = f"{density:.0%} kept: {sizes[1] / sizes[0]:.0%} of dense bytes, {why}"

@@ -183,6 +183,14 @@ def test_a_mask_is_not_used_where_it_was_measured_to_be_slower() -> None:
     assert "Gweights/s measured" in choice.reason
 
 
+def test_at_three_bits_bytes_decide_and_the_reason_says_what_that_costs() -> None:
+    slow = {"dense_int3g64": {"1": 140.0}, "bitmap_int3g64": {"0.5": 80.0}}
+    choice = make_plan("int3", "auto", library=True, costs=slow).choose(*matrix(0.5))
+
+    assert choice.form.layout == "bitmap"
+    assert "bitmap_int3g64 80, dense_int3g64 140 Gweights/s measured" in choice.reason
+
+
 def test_zeros_in_a_2_4_pattern_need_no_offsets(pruned: Callable[[str, str], Path], tmp_path: Path) -> None:
     manifest = exported(pruned("llama", "2:4"), tmp_path / "bundle", weights="int8", lowering="kernel")
     forms = {layer.form for layer in manifest.layers}
