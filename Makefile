@@ -104,9 +104,11 @@ fuzz: sanitize       ## a million executions of each reader, of packed tensors a
 	build/sanitize/fuzz_bundle $(FUZZ_SEED) $(FUZZ_COUNT) & first=$$!; \
 	build/sanitize/fuzz_bundle $$(($(FUZZ_SEED) + 1)) $(FUZZ_COUNT); second=$$?; wait $$first && exit $$second
 
-train: install       ## train the bundled models again (about two hours)
+train: install       ## train the bundled models again: two that write, two that recall (about two hours)
 	$(BIN)/python examples/train_tiny.py --arch llama
 	$(BIN)/python examples/train_tiny.py --arch mamba2
+	$(BIN)/python examples/train_recall.py --arch mamba2
+	$(BIN)/python examples/train_recall.py --arch mamba
 
 clean:               ## remove the environment and everything built
 	rm -rf .venv build dist out
