@@ -175,7 +175,7 @@ def _function(
 
 def _matrix_lines(form: Form) -> list[str]:
     """`codes` [n, k]: int8 where values are integers, else their floats; `factors` [n, groups] float."""
-    lines = [*_SIZES, *(_elements_lines(form.bits) if form.bits != 3 or form.layout == "dense" else [])]
+    lines = [*_SIZES, *_elements_lines(form)]
     lines += _DENSE_GRID if form.layout == "dense" else [*_MASK_BITS, *_expand_lines(form)]
     if form.layout == "dense" and form.is_integer:
         lines += [*_signed_lines(form.bits, "grid"), "settled = Cast <to = 3> (signed)"]
@@ -194,12 +194,12 @@ def _matrix_lines(form: Form) -> list[str]:
     return [*lines, *_FACTORS] if form.is_integer else lines
 
 
-def _elements_lines(bits: int) -> list[str]:
-    """`elements`: the stored values one by one, and 64 bytes of padding, which no index reaches. Of 3 bits there are
-    eight in three bytes, from the first on: those of layout dense."""
-    if bits == 3:
-        return _THREE_BIT_ELEMENTS
-    if bits != 4:
+def _elements_lines(form: Form) -> list[str]:
+    """`elements`: the stored values one by one, and 64 bytes of padding, which no index reaches. Of 3 bits, layout
+    dense has eight in three bytes; elsewhere there is one for each bit that a value may begin with."""
+    if form.bits == 3:
+        return _THREE_BIT_ELEMENTS if form.layout == "dense" else _THREE_BITS_EVERYWHERE
+    if form.bits != 4:
         return ["elements = Identity(values)"]
     return [
         "nibble = Constant <value = uint8[1] {15}> ()",
@@ -337,26 +337,30 @@ _ELEMENTS_AT = [
     "index = Add(start_column, ranks)",
     "found = Gather <axis = 0> (elements, index)",
 ]
-_THREE_BITS_AT = [  # a step begins on a whole byte, which need not be a whole value
+_THREE_BITS_AT = [
     "start_column = Unsqueeze(start_bits, last)",
     "rank_bits = Mul(ranks, width)",
-    "first_bit = Add(start_column, rank_bits)",
-    "first_byte = Div(first_bit, eight)",
-    "one_more = Constant <value = int32[1] {1}> ()",
-    "next_byte = Add(first_byte, one_more)",
-    "low_byte = Gather <axis = 0> (values, first_byte)",
-    "high_byte = Gather <axis = 0> (values, next_byte)",
-    "low_word = Cast <to = 6> (low_byte)",
-    "high_word = Cast <to = 6> (high_byte)",
+    "index = Add(start_column, rank_bits)",
+    "found = Gather <axis = 0> (elements, index)",
+]
+_THREE_BITS_EVERYWHERE = [  # a step begins on a whole byte, which need not be a whole value
+    "byte_words = Cast <to = 6> (values)",
+    "second_byte = Constant <value_ints = [1]> ()",
+    "far = Constant <value_ints = [9223372036854775807]> ()",
+    "byte_axis = Constant <value_ints = [0]> ()",
+    "later_bytes = Slice(byte_words, second_byte, far, byte_axis)",
+    "no_byte = Constant <value = int32[1] {0}> ()",
+    "next_bytes = Concat <axis = 0> (later_bytes, no_byte)",
     "byte_values = Constant <value = int32[1] {256}> ()",
-    "lifted_word = Mul(high_word, byte_values)",
-    "word = Add(low_word, lifted_word)",
-    "skipped_bits = Mod(first_bit, eight)",
+    "lifted_bytes = Mul(next_bytes, byte_values)",
+    "words = Add(byte_words, lifted_bytes)",
+    "word_column = Unsqueeze(words, last)",
     "powers = Constant <value = int32[8] {1, 2, 4, 8, 16, 32, 64, 128}> ()",
-    "skipped = Gather <axis = 0> (powers, skipped_bits)",
-    "from_value = Div(word, skipped)",
+    "from_bits = Div(word_column, powers)",
     "three_bits = Constant <value = int32[1] {8}> ()",
-    "found = Mod(from_value, three_bits)",
+    "fields = Mod(from_bits, three_bits)",
+    "flat_fields = Reshape(fields, last)",
+    "elements = Cast <to = 2> (flat_fields)",
 ]
 _THREE_BIT_ELEMENTS = [
     "byte_count = Shape(values)",
