@@ -45,6 +45,7 @@ def run_frontier(
     arguments = {"model": str(Path(model).resolve() if Path(model).is_dir() else model), **asdict(recipe)}
     with resumable_folder(output, arguments, force=force, restart=restart) as (journal, content):
         run = _Run(model, recipe, journal, content, progress)
+        run.refuse_unknown_family()
         trials = [*uniform_trials(model, recipe, low, high), *run.mixed(low, high)]
         if not trials:
             raise RecipeError(f"bits {recipe.bits}: no form takes so many; expected a range within 2.2-8.3")
@@ -65,6 +66,14 @@ class _Run:
         self._model, self._recipe, self._journal = model, recipe, journal
         self._content, self._progress = content, progress
         self._scratch = content.parent / "trial"
+
+    def refuse_unknown_family(self) -> None:
+        """Raise ExportError where no trial could be exported, before any is pruned."""
+        from edgeslim.checkpoint import Checkpoint
+        from edgeslim.exporters.graph import check_family, read_config
+
+        folder = Checkpoint.open(self._model).folder
+        check_family(read_config(folder), folder)
 
     def dense(self) -> float:
         """Return the perplexity of the model as it is."""

@@ -39,7 +39,10 @@ class Result:
 def uniform_trials(model: str, frontier: FrontierRecipe, low: float, high: float) -> list[Trial]:
     """Return a trial for each form of all linears that takes between `low` and `high` bits a weight."""
     forms = [form for form in UNIFORM if low <= form.bits <= high]
-    return [Trial(name=str(form).replace(" ", "-"), recipe=_recipe(model, frontier, form)) for form in forms]
+    return [
+        Trial(name=str(form).replace(" ", "-").replace(":", "of"), recipe=_recipe(model, frontier, form))
+        for form in forms
+    ]
 
 
 def budgets(low: float, high: float) -> list[float]:
