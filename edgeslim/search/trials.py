@@ -39,10 +39,7 @@ class Result:
 def uniform_trials(model: str, frontier: FrontierRecipe, low: float, high: float) -> list[Trial]:
     """Return a trial for each form of all linears that takes between `low` and `high` bits a weight."""
     forms = [form for form in UNIFORM if low <= form.bits <= high]
-    return [
-        Trial(name=str(form).replace(" ", "-").replace(":", "of"), recipe=_recipe(model, frontier, form))
-        for form in forms
-    ]
+    return [Trial(name=_file_name(form), recipe=_recipe(model, frontier, form)) for form in forms]
 
 
 def budgets(low: float, high: float) -> list[float]:
@@ -101,6 +98,10 @@ def _recipe(model: str, frontier: FrontierRecipe, form: Form, layers: tuple[Laye
         layers=layers,
     )
     return Recipe(model=model, prune=prune, export=ExportRecipe(lowering=frontier.lowering), baseline=False)
+
+
+def _file_name(form: Form) -> str:
+    return str(form).replace(" ", "-").replace(":", "of")
 
 
 def _layer(name: str, form: Form) -> LayerRecipe:
