@@ -26,6 +26,16 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "max_position_embeddings": 2048,
             "tie_word_embeddings": True,
         },
+        "llama-1024": {
+            "hidden_size": 1024,
+            "intermediate_size": 2816,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 4,
+            "vocab_size": 49152,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": True,
+        },
         "mamba2": {
             "hidden_size": 768,
             "num_hidden_layers": 24,
@@ -41,7 +51,8 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
     }
 )
-"""Llama of 362 M parameters, Mamba-2 of 168 M; the fields of their config.json."""
+"""Llama of 362 M parameters; one of 321 M whose rows are multiples of 256, as llama.cpp's K forms want them; Mamba-2 of
+168 M. The fields of their config.json, by family and name."""
 
 PRUNED: Mapping[str, float] = MappingProxyType({"pruned50": 0.5, "pruned70": 0.7})
 """Folder name and the part of each decoder block's linears that is zero."""
@@ -63,10 +74,14 @@ def make_checkpoints(shape: str, work: Path) -> None:
                 _save_pruned(dense, folder, sparsity)
 
 
+def _family(shape: str) -> str:
+    return shape.partition("-")[0]
+
+
 def random_model(shape: str) -> PreTrainedModel:
     """Return a freshly initialised model of `shape` in bfloat16, the same at every call."""
     torch.manual_seed(_SEED)
-    config = AutoConfig.for_model(shape, bos_token_id=1, eos_token_id=2, pad_token_id=0, **SHAPES[shape])
+    config = AutoConfig.for_model(_family(shape), bos_token_id=1, eos_token_id=2, pad_token_id=0, **SHAPES[shape])
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     return model
 
@@ -75,7 +90,7 @@ def _save(model: PreTrainedModel, shape: str, folder: Path) -> None:
     """Write `model` with the tokenizer of the bundled model of the same family, which stands in for one."""
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(_MODELS / f"tiny-{shape}" / name, folder / name)
+        shutil.copyfile(_MODELS / f"tiny-{_family(shape)}" / name, folder / name)
 
 
 def _save_pruned(dense: Path, folder: Path, sparsity: float) -> None:

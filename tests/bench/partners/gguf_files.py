@@ -28,7 +28,7 @@ _FILE_TYPES = {
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
     "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
 }
-_MIXTURES = {
+MIXTURES = {
     "q4_K": gguf.LlamaFileType.MOSTLY_Q4_K_M,
     "q3_K": gguf.LlamaFileType.MOSTLY_Q3_K_M,
     "q2_K": gguf.LlamaFileType.MOSTLY_Q2_K,
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("file", type=Path)
-    parser.add_argument("form", choices=[*FORMS, *_MIXTURES])
+    parser.add_argument("form", choices=[*FORMS, *MIXTURES])
     args = parser.parse_args()
     partial = args.file.with_suffix(".partial")
     if args.form in FORMS:
@@ -60,7 +60,7 @@ def quantize(source: Path, file: Path, form: str) -> None:
     import llama_cpp  # only here: the other forms need numpy and gguf alone
 
     options = llama_cpp.llama_model_quantize_default_params()
-    options.ftype = int(_MIXTURES[form])
+    options.ftype = int(MIXTURES[form])
     options.nthread = 2
     if llama_cpp.llama_model_quantize(str(source).encode(), str(file).encode(), ctypes.byref(options)):
         raise RuntimeError(f"{source}: llama.cpp does not make {form} of it")
@@ -77,8 +77,8 @@ def write_file(checkpoint: Path, file: Path, form: str) -> None:
     names = gguf.get_tensor_name_map(_ARCHITECTURES[family], config["num_hidden_layers"])
     for name, array in read_tensors(checkpoint / "model.safetensors"):
         kind = gguf.GGMLQuantizationType.F32
-        target, array = _converted(names, name, array, config)
-        if _is_product(name, array):
+        target, array = converted(names, name, array, config)
+        if is_product(name, array):
             kind = FORMS[form]
             array = array if form == "f32" else gguf.quants.quantize(array, kind)
         writer.add_tensor(target, array, raw_dtype=kind)
@@ -89,7 +89,7 @@ def write_file(checkpoint: Path, file: Path, form: str) -> None:
 
 
 def read_tensors(file: Path) -> Iterator[tuple[str, F32]]:
-    """Yield name and values of every tensor in a bfloat16 safetensors file."""
+    """Yield name and values of every tensor in a safetensors file of bfloat16 or float32."""
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(length))
@@ -97,11 +97,16 @@ def read_tensors(file: Path) -> Iterator[tuple[str, F32]]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        if entry["dtype"] != "BF16":
-            raise ValueError(f"{file}: {name} is {entry['dtype']}; expected BF16")
         begin, end = entry["data_offsets"]
-        halves = raw[begin:end].view(np.uint16).astype(np.uint32)
-        yield name, (halves << 16).view(np.float32).reshape(entry["shape"])
+        yield name, _singles(raw[begin:end], entry["dtype"]).reshape(entry["shape"])
+
+
+def _singles(raw: npt.NDArray[np.uint8], dtype: str) -> F32:
+    if dtype == "F32":
+        return np.array(raw).view(np.float32)
+    if dtype == "BF16":
+        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    raise ValueError(f"weights are {dtype}; expected BF16 or F32")
 
 
 def _describe(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
@@ -146,7 +151,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
     writer.add_eos_token_id(2)
 
 
-def _converted(names: Any, name: str, array: F32, config: dict[str, Any]) -> tuple[str, F32]:
+def converted(names: Any, name: str, array: F32, config: dict[str, Any]) -> tuple[str, F32]:
     """Return llama.cpp's name and form of the tensor `name` of transformers."""
     if name.endswith(".A_log"):
         array = -np.exp(array)
@@ -171,7 +176,7 @@ def _interleaved(weight: F32, heads: int) -> F32:
     return weight.reshape(heads, 2, -1, weight.shape[-1]).swapaxes(1, 2).reshape(weight.shape)
 
 
-def _is_product(name: str, array: F32) -> bool:
+def is_product(name: str, array: F32) -> bool:
     return array.ndim == 2 and name.endswith(".weight") and "conv1d" not in name and "norm" not in name
 
 
