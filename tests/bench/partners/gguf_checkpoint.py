@@ -1,4 +1,4 @@
-"""Write a checkpoint whose weights are what llama.cpp reads from its own file of it: for perplexity in one and the same way.
+"""Write a checkpoint with the weights that llama.cpp reads from its own file of one: to score both in one way.
 
 Runs in the environment that has llama.cpp: ``python gguf_checkpoint.py CHECKPOINT FOLDER q8_0|q4_0|q4_K|q3_K|q2_K``.
 Prints a JSON line with the bits a weight of the decoder blocks' linears and of the file's matrices together.
