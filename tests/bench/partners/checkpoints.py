@@ -54,8 +54,10 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 """Llama of 362 M parameters; one of 321 M whose rows are multiples of 256, as llama.cpp's K forms want them; Mamba-2 of
 168 M. The fields of their config.json, by family and name."""
 
-PRUNED: Mapping[str, float] = MappingProxyType({"pruned50": 0.5, "pruned70": 0.7})
-"""Folder name and the part of each decoder block's linears that is zero."""
+PRUNED: Mapping[str, float | None] = MappingProxyType(
+    {"pruned40": 0.4, "pruned50": 0.5, "pruned60": 0.6, "pruned70": 0.7, "pruned2of4": None}
+)
+"""Folder name and the part of each decoder block's linears that is zero; None: two of every four inputs."""
 
 _MODELS = Path(__file__).parents[3] / "examples" / "models"
 _SEED = 0
@@ -93,7 +95,7 @@ def _save(model: PreTrainedModel, shape: str, folder: Path) -> None:
         shutil.copyfile(_MODELS / f"tiny-{_family(shape)}" / name, folder / name)
 
 
-def _save_pruned(dense: Path, folder: Path, sparsity: float) -> None:
+def _save_pruned(dense: Path, folder: Path, sparsity: float | None) -> None:
     for file in dense.iterdir():
         if file.suffix != ".safetensors":
             shutil.copyfile(file, folder / file.name)
@@ -107,8 +109,11 @@ def _is_block_linear(name: str, tensor: torch.Tensor) -> bool:
     return ".layers." in name and tensor.ndim == 2
 
 
-def zeroed(weight: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """Return `weight` with exactly round(sparsity * size) entries zero, at places torch's generator chooses."""
+def zeroed(weight: torch.Tensor, sparsity: float | None) -> torch.Tensor:
+    """Return `weight` with exactly round(sparsity * size) entries zero, or two of every four inputs, at random places."""
+    if sparsity is None:
+        fours = weight.clone().reshape(-1, 4)
+        return fours.scatter(1, torch.rand(fours.shape).argsort(1)[:, :2], 0).reshape(weight.shape)
     flat = weight.clone().reshape(-1)
     flat[torch.randperm(flat.numel())[: round(sparsity * flat.numel())]] = 0
     return flat.reshape(weight.shape)
