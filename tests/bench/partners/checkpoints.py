@@ -110,7 +110,7 @@ def _is_block_linear(name: str, tensor: torch.Tensor) -> bool:
 
 
 def zeroed(weight: torch.Tensor, sparsity: float | None) -> torch.Tensor:
-    """Return `weight` with exactly round(sparsity * size) entries zero, or two of every four inputs, at random places."""
+    """Return `weight` with exactly round(sparsity * size) entries zero, or two of every four inputs, at random."""
     if sparsity is None:
         fours = weight.clone().reshape(-1, 4)
         return fours.scatter(1, torch.rand(fours.shape).argsort(1)[:, :2], 0).reshape(weight.shape)
