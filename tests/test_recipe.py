@@ -51,3 +51,9 @@ def test_options_take_whole_numbers_for_shares() -> None:
 def test_an_unknown_option_of_a_verb_is_named() -> None:
     with pytest.raises(RecipeError, match="run: unknown key 'temprature'; did you mean 'temperature'"):
         from_options(RunRecipe, {"temprature": 1.0})
+
+
+def test_sparsity_goes_with_a_pattern_of_blocks_and_with_no_other() -> None:
+    assert PruneRecipe(pattern="block:64", sparsity=0.25).sparsity == 0.25
+    with pytest.raises(RecipeError, match=r"sparsity and pattern exclude each other, got 0.25 and '2:4'"):
+        PruneRecipe(pattern="2:4", sparsity=0.25)

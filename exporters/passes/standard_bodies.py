@@ -203,7 +203,8 @@ def linear_attention(node: ir.Node) -> Body:
     grouped = node.attributes.get_int("kv_num_heads", 0) != heads
     if rule != "gated" or grouped or not per_head or state is None or state.shape is None or state.shape.rank() != 4:
         raise ExportError(
-            f"{node.name}: LinearAttention other than gated, with one decay a head, has no basic form here"
+            f"{node.name}: a recurrence other than gated, with one decay a head (Mamba-2's), has no basic form; "
+            "try --lowering dense or kernel"
         )
     keys, values = state.shape[2], state.shape[3]
     lines = [

@@ -254,3 +254,9 @@ def test_two_of_four_is_counted_in_whole_groups_of_each_row() -> None:
 
 def test_the_families_tested_are_families() -> None:
     assert set(MOBIUS_FAMILIES) <= set(FAMILIES)
+
+
+def test_a_recurrence_without_a_basic_form_is_refused_in_one_line(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"a recurrence other than gated.*has no basic form; try --lowering") as fault:
+        export_checkpoint(checkpoint("mamba"), tmp_path, lowering="tensorrt")
+    assert "\n" not in str(fault.value)
