@@ -60,7 +60,7 @@ WARMUP_STEPS = 50
 PEAK_RATE = 3e-3
 CHECKPOINT_EVERY_S = 40.0
 SHOWN_EVERY = 20
-STEPS = {"mamba2": 500, "mamba": 500}
+STEPS = {"mamba2": 500, "mamba": 300}
 PROMPT = 252
 """Tokens up to the first answer when the models are scored."""
 DISTANCES = (8, 60, 120, 180, 230)
