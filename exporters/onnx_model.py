@@ -51,7 +51,9 @@ def export_onnx(
     libraries = find_libraries(architectures)
     plan = make_plan(weights, lowering, library=bool(libraries), costs=target_costs(libraries))
     if plan.lowering == "tensorrt":
-        raise ExportError(f"{path}: lowering tensorrt is for checkpoints; give onnxruntime's TensorRT provider the file")
+        raise ExportError(
+            f"{path}: lowering tensorrt is for checkpoints; give onnxruntime's TensorRT provider the file"
+        )
     check_folder(bundle_dir)
     progress("graph")
     model = _read(path)
