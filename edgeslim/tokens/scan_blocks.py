@@ -18,8 +18,8 @@ from edgeslim.tokens.blocks import LayerState, Mixed
 from edgeslim.tokens.importance import scan_importance
 from edgeslim.tokens.methods import Seen
 
-_CHUNK = 32
-"""Tokens whose decays are computed at once in Mamba's scan."""
+_CHUNK, _CHUNK2 = 32, 64
+"""Tokens at once: in Mamba's scan those whose decays are computed, in Mamba-2's those between which all is."""
 
 
 class _ScanBlocks(ABC):
@@ -75,29 +75,42 @@ class Mamba2Blocks(_ScanBlocks):
     """Mamba-2. The scan's state is [B, heads, channels of a head, S]."""
 
     def _mixer(self, mixer: Any, x: Tensor, state: LayerState | None) -> tuple[Tensor, Tensor, LayerState]:
-        from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
-
-        batch, tokens, _ = x.shape
         gate, before, step = mixer.in_proj(x).split([mixer.intermediate_size, mixer.conv_dim, mixer.num_heads], dim=-1)
         mixed, window = _convolve(mixer, before.transpose(1, 2), state)
         width = mixer.n_groups * mixer.ssm_state_size
-        values, b, c = mixed.transpose(1, 2).split([mixer.intermediate_size, width, width], dim=-1)
-        scanned, after = mamba2_chunk_scan(
-            values.reshape(batch, tokens, mixer.num_heads, mixer.head_dim),
-            step,
-            -torch.exp(mixer.A_log.float()),
-            b.reshape(batch, tokens, mixer.n_groups, mixer.ssm_state_size),
-            c.reshape(batch, tokens, mixer.n_groups, mixer.ssm_state_size),
-            chunk_size=mixer.chunk_size,
-            D=mixer.D,
-            dt_bias=mixer.dt_bias,
-            initial_states=None if state is None else state[1],
-            dt_softplus=True,
-            dt_limit=mixer.time_step_limit,
-            return_final_states=True,
-        )
-        y = scanned.reshape(batch, tokens, -1)
+        values, b, c = mixed.transpose(1, 2).float().split([mixer.intermediate_size, width, width], dim=-1)
+        values = values.unflatten(-1, (mixer.num_heads, -1))
+        step = functional.softplus(step + mixer.dt_bias).clamp(*mixer.time_step_limit).float()
+        b, c = b.unflatten(-1, (mixer.n_groups, -1)), c.unflatten(-1, (mixer.n_groups, -1))
+        start = None if state is None else state[1]
+        y, after = chunked_scan(values, step, -torch.exp(mixer.A_log.float()), b, c, start)
+        y = (y + values * mixer.D[:, None].float()).flatten(2)
         return mixer.out_proj(mixer.norm(y, gate).to(x.dtype)), y, (window, after)
+
+
+def chunked_scan(
+    x: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return Mamba-2's ``y_t = C_t h_t`` with ``h_t = exp(step_t A) h_(t-1) + step_t x_t B_t``, and the last h.
+
+    x: [B, N, heads, p]; step: [B, N, heads]; a: [heads]; b, c: [B, N, groups, S]; state: [B, heads, p, S], None: zero.
+    Within chunks as products of matrices, between them by the state ("Transformers are SSMs", section 6).
+    """
+    heads, per_group = x.shape[2], x.shape[2] // b.shape[2]
+    h = x.new_zeros(x.shape[0], heads, x.shape[3], b.shape[3]) if state is None else state
+    outputs = []
+    for start in range(0, x.shape[1], _CHUNK2):
+        rows = slice(start, start + _CHUNK2)
+        driven = (x[:, rows] * step[:, rows, :, None]).transpose(1, 2)
+        into, out_of = (part[:, rows].transpose(1, 2).repeat_interleave(per_group, 1) for part in (b, c))
+        decay = (step[:, rows] * a).cumsum(1).transpose(1, 2)
+        between = decay[..., :, None] - decay[..., None, :]
+        future = torch.ones_like(between[0, 0], dtype=torch.bool).triu(1)
+        weights = (out_of @ into.transpose(2, 3)) * between.masked_fill(future, float("-inf")).exp()
+        outputs.append(weights @ driven + decay.exp()[..., None] * (out_of @ h.transpose(2, 3)))
+        left = (decay[..., -1:] - decay).exp()[..., None]
+        h = decay[..., -1:, None].exp() * h + (driven * left).transpose(2, 3) @ into
+    return torch.cat(outputs, 2).transpose(1, 2), h
 
 
 def selective_scan(

@@ -71,3 +71,16 @@ def test_bench_frontier_scores_forms_and_repeats_none_that_its_file_holds(tmp_pa
     assert 2.6 < line["bits"] <= 2.75 and line["perplexity"] > 1 and 0 < line["relative_error"] < 1
     assert json.loads(out.read_text()) == line
     assert lines_of(*arguments) == []
+
+
+def test_bench_reduction_writes_its_table_and_does_not_score_a_case_twice(tmp_path: Path) -> None:
+    model = HERE.parents[1] / "examples" / "models" / "tiny-mamba2"
+    small = ("--windows", "1", "--prompts", "1", "--seeds", "1", "--items", "4", "--cuts", "0.2")
+    arguments = ("bench_reduction.py", str(model), "-o", str(tmp_path), *small, "--settings", "left truncation")
+    (line,) = lines_of(*arguments)
+    assert abs(line["flops_cut_counted"] - 0.2) < 0.01 and line["coverage"] < 0.85
+    journal = (tmp_path / "cases.jsonl").read_text()
+    assert lines_of(*arguments) == [line] and (tmp_path / "cases.jsonl").read_text() == journal
+    table = (tmp_path / "reduction.md").read_text()
+    assert "| 20% | left truncation | " in table and "Recall: not trained for it" in table
+    assert len(json.loads((tmp_path / "reduction.json").read_text())) == 1
