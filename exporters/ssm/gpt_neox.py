@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia: attention and feed-forward side by side, a part of each head rotated, one product for all heads.
 
-The graph library rotates whole heads on the CPU.
+The graph library knows no layers whose two parts follow one another.
 """
 
 from collections.abc import Mapping

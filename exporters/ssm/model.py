@@ -85,7 +85,7 @@ class ParallelLayer(nn.Module):
         normed = [getattr(self, name)(op, x) for name in self.norm_names]
         mixer, feed_forward = (getattr(self, name) for name in self.names)
         y, states = mixed(op, mixer, normed[0], past, context)
-        return op.Add(op.Add(x, y), feed_forward(op, normed[-1])), states
+        return op.Add(x, op.Add(y, feed_forward(op, normed[-1]))), states
 
 
 class TwoStepLayer(nn.Module):

@@ -1,10 +1,13 @@
 """What the models of ours do to weights on their way into a graph."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from families import tiny_config, tiny_model
+from families import save_tiny, tiny_config, tiny_model
 
-from edgeslim.errors import ExportError
+from edgeslim.errors import EdgeslimError, ExportError
+from edgeslim.exporters import export_checkpoint
 from edgeslim.exporters.ssm import MODELS
 from edgeslim.exporters.ssm.attention import head_order, reordered
 
@@ -61,3 +64,24 @@ def test_weights_are_found_with_and_without_the_name_of_the_base_model(family: s
     assert {name: tuple(named[name].shape) for name in parameters.values()} == {
         name: tuple(parameter.shape.numpy()) for parameter, name in parameters.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("gemma3_text", {}),
+        ("gpt_neox", {"use_parallel_residual": False}),
+        ("mamba", {}),
+        ("opt", {}),
+        ("stablelm", {}),
+    ],
+)
+def test_the_graph_library_still_gets_wrong_what_has_a_model_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, changes: dict[str, object]
+) -> None:
+    """Where this fails, the library is mended: its model can take the place of ours."""
+    monkeypatch.delitem(MODELS, family)
+    (tmp_path / "bundle").mkdir()
+    checkpoint = save_tiny(tmp_path / "checkpoint", family, tokenizer=False, **changes)
+    with pytest.raises((EdgeslimError, KeyError)):
+        export_checkpoint(checkpoint, tmp_path / "bundle", weights="fp32")
