@@ -1,6 +1,6 @@
 """Generation does not ask which tokens a reduction kept.
 
-Before: ``branch', x', positions' = If(removes)`` at each reducing layer, the last positions an output.
+Before: ``s, positions' = If(removes)`` at each reducing layer, the last positions an output.
 After: the same without what only the output needs: attention behind a reduction still reads positions, scans do not.
 """
 

@@ -1,11 +1,10 @@
 """Token reduction at chosen layers, for prompts of any length.
 
-Before: ``s = x + branch`` where a block's mixer ends (an Add, or SkipSimplifiedLayerNormalization).
+Before: ``s = Add(x, branch)`` where a block's mixer ends (or a sum that is part of a norm).
 After, at a layer of the plan, with ``removes, r = …`` computed once from the prompt's length::
 
-    branch', x', positions' = If(removes) { a step of the method, on what the mixer gave }
-                                          { branch, x, positions }
-    s = x' + branch'
+    s, positions' = If(removes) { a step of the method, on what the mixer gave }
+                                { Add(x, branch), positions }
 
 and at the end ``kept_positions`` [B, K]: which of the tokens fed are left, those that the scoring graph's logits
 [B, K, V] belong to. Single tokens, and tokens that go on from a state, take the empty branch. Attention
@@ -24,7 +23,7 @@ from edgeslim.exporters.tokens.counts import Beginning, removals
 from edgeslim.exporters.tokens.importance import scan_importance
 from edgeslim.exporters.tokens.matching import pick, up_to
 from edgeslim.exporters.tokens.methods import Seen, choose
-from edgeslim.exporters.tokens.mixing import mix
+from edgeslim.exporters.tokens.mixing import mixed_sum
 from edgeslim.exporters.tokens.ops import END, FLOAT, INT64, Ops, piece, size
 from edgeslim.exporters.tokens.places import ATTENTION, Place, find_place, mixer_of
 from edgeslim.runtime.session import KEPT_POSITIONS
@@ -51,14 +50,13 @@ class ReduceTokens(ir.passes.InPlacePass):
         if any(value.name == KEPT_POSITIONS for value in graph.outputs):
             return ir.passes.PassResult(model, False)
         attends = mixer_of(graph, 0).op_type == ATTENTION
-        places = {layer: find_place(graph, layer) for layer in self.plan.layers if layer != BEFORE_ALL}
         attention = [Attention.of(i, mixer_of(graph, i)) for i in range(self.depth)] if attends else []
         removed, positions, before = self._at_the_beginning(graph, attends)
         for step, layer in enumerate(self.plan.layers):
             if layer == BEFORE_ALL:
                 positions = self._truncate(graph, removed[step], positions)
             else:
-                positions = self._reduce(graph, places[layer], step, removed[step], positions, attention)
+                positions = self._reduce(graph, find_place(graph, layer), step, removed[step], positions, attention)
             last = [*self.plan.layers, self.depth - 1][step + 1]
             if attends:
                 _give_positions(graph, attention[layer + 1 : last + 1], positions)
@@ -124,22 +122,20 @@ class ReduceTokens(ir.passes.InPlacePass):
         def reduced(inner: Ops) -> Sequence[ir.Value]:
             seen = self._look(inner, place, positions, attention)
             chosen = choose(inner, self.plan, step, seen, removed[1])
-            return [
-                mix(inner, place.branch, chosen, chosen.hidden),
-                mix(inner, place.residual, chosen, chosen.residual),
-                pick(inner, positions, chosen.kept),
-            ]
+            total = mixed_sum(inner, place.branch, place.residual, chosen)
+            return [total, pick(inner, positions, chosen.kept)]
 
-        outputs = ops.choose(
-            removed[0], reduced, lambda inner: [place.branch, place.residual, positions], [FLOAT, FLOAT, INT64]
-        )
+        def unreduced(inner: Ops) -> Sequence[ir.Value]:
+            return [inner.Add(place.branch, place.residual), positions]
+
+        outputs = ops.choose(removed[0], reduced, unreduced, [FLOAT, INT64])
         graph.insert_before(place.total, ops.nodes)
-        for index, value in enumerate(place.total.inputs[:2]):
-            place.total.replace_input_with(index, outputs[0] if value is place.branch else outputs[1])
-        for value in outputs[:2]:
-            value.shape = place.residual.shape or place.branch.shape
-        _rename_tokens(graph, outputs[:2], place.layer)
-        return outputs[2]
+        total = place.total.outputs[0]
+        outputs[0].shape = total.shape or place.residual.shape or place.branch.shape
+        total.replace_all_uses_with(outputs[0], replace_graph_outputs=True)
+        graph.remove(place.total, safe=True)
+        _rename_tokens(graph, outputs[:1], place.layer)
+        return outputs[1]
 
     def _look(self, ops: Ops, place: Place, positions: ir.Value, attention: Sequence[Attention]) -> Seen:
         if attention:

@@ -17,7 +17,7 @@ class SplitSkipNorms(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         nodes = [node for node in model.graph if node.op_type == "SkipSimplifiedLayerNormalization" and _fits(node)]
         for node in nodes:
-            _split(model.graph, node)
+            split_skip_norm(model.graph, node)
         return ir.passes.PassResult(model, bool(nodes))
 
 
@@ -30,7 +30,8 @@ def _fits(node: ir.Node) -> bool:
     return plain and only and weight is not None and weight.is_initializer()
 
 
-def _split(graph: ir.Graph, node: ir.Node) -> None:
+def split_skip_norm(graph: ir.Graph, node: ir.Node) -> ir.Node:
+    """Replace `node` by a sum and a norm; return the sum's node."""
     first, second, weight = node.inputs[:3]
     add = ir.Node("", "Add", [first, second], name=f"{node.name}_sum")
     total = add.outputs[0]
@@ -49,3 +50,4 @@ def _split(graph: ir.Graph, node: ir.Node) -> None:
     if len(node.outputs) > _SUM:
         node.outputs[_SUM].replace_all_uses_with(total, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+    return add

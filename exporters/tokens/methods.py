@@ -20,7 +20,7 @@ from edgeslim.exporters.tokens.matching import (
     smallest_first,
     up_to,
 )
-from edgeslim.exporters.tokens.mixing import Mixing, Step, mean_merging, pairwise_merging
+from edgeslim.exporters.tokens.mixing import Mixing, Step, mean_merging, pairwise_merging, slots_of
 from edgeslim.exporters.tokens.ops import END, Ops, piece, size
 from edgeslim.tokens.hashing import PRIME, round_keys
 from edgeslim.tokens.plan import ReductionPlan
@@ -56,16 +56,11 @@ def _utrc(ops: Ops, plan: ReductionPlan, layer: int, seen: Seen, removed: ir.Val
         if rule == "prune":
             return None
         merged = ops.Sub(1.0, kept_out) if rule == "hybrid" else ops.Expand(1.0, ops.Shape(gone))
-        merge = pairwise_merging if plan.merge == "pairwise" else mean_merging
-        return merge(ops, destinations, merged, tokens)
+        if plan.merge == "pairwise":
+            return pairwise_merging(ops, destinations, merged)
+        return mean_merging(ops, destinations, merged, tokens)
 
-    return Step(
-        kept=others(ops, gone, tokens),
-        removed=gone,
-        destinations=destinations,
-        hidden=mixing(plan.hidden),
-        residual=mixing(plan.residual),
-    )
+    return _mixed(ops, gone, destinations, tokens, mixing(plan.hidden), mixing(plan.residual))
 
 
 def _evit(ops: Ops, plan: ReductionPlan, layer: int, seen: Seen, removed: ir.Value) -> Step:
@@ -89,8 +84,7 @@ def _pumer(ops: Ops, plan: ReductionPlan, layer: int, seen: Seen, removed: ir.Va
         ops, seen.features(), _unprotected(ops, up_to(ops, seen.like, tokens), plan), removed
     )
     merge = mean_merging(ops, destinations, ops.Expand(1.0, ops.Shape(gone)), tokens)
-    kept = others(ops, gone, tokens)
-    return Step(kept=kept, removed=gone, destinations=destinations, hidden=merge, residual=merge)
+    return _mixed(ops, gone, destinations, tokens, merge, merge)
 
 
 def _ltmp(ops: Ops, plan: ReductionPlan, layer: int, seen: Seen, removed: ir.Value) -> Step:
@@ -102,8 +96,7 @@ def _ltmp(ops: Ops, plan: ReductionPlan, layer: int, seen: Seen, removed: ir.Val
     destinations = ops.Concat(into, dropped, axis=1)
     ones, zeros = ops.Expand(1.0, ops.Shape(merged)), ops.Expand(0.0, ops.Shape(dropped))
     merge = mean_merging(ops, destinations, ops.Concat(ones, zeros, axis=1), tokens)
-    kept = others(ops, gone, tokens)
-    return Step(kept=kept, removed=gone, destinations=destinations, hidden=merge, residual=merge)
+    return _mixed(ops, gone, destinations, tokens, merge, merge)
 
 
 def _official_code(ops: Ops, plan: ReductionPlan, layer: int, seen: Seen, removed: ir.Value) -> Step:
@@ -111,14 +104,31 @@ def _official_code(ops: Ops, plan: ReductionPlan, layer: int, seen: Seen, remove
     gone = ops.Mul(up_to(ops, seen.like, removed), 2)
     destinations = ops.Expand(1, ops.Shape(gone))
     merge = mean_merging(ops, destinations, ops.Expand(1.0, ops.Shape(gone)), tokens)
-    hidden = Mixing(own=merge.own, weights=merge.weights, largest=ops.Div(removed, [2]))
-    kept = others(ops, gone, tokens)
-    return Step(kept=kept, removed=gone, destinations=destinations, hidden=hidden, residual=merge)
+    hidden = Mixing(weights=merge.weights, largest=ops.Div(removed, [2]))
+    return _mixed(ops, gone, destinations, tokens, hidden, merge)
+
+
+def _mixed(
+    ops: Ops,
+    removed: ir.Value,
+    destinations: ir.Value,
+    tokens: ir.Value,
+    hidden: Mixing | None,
+    residual: Mixing | None,
+) -> Step:
+    return Step(
+        kept=others(ops, removed, tokens),
+        removed=removed,
+        destinations=destinations,
+        slots=slots_of(ops, destinations, removed, tokens),
+        hidden=hidden,
+        residual=residual,
+    )
 
 
 def _drop_smallest(ops: Ops, scores: ir.Value, plan: ReductionPlan, removed: ir.Value, tokens: ir.Value) -> Step:
     gone = _smallest_unprotected(ops, scores, plan, removed)
-    return Step(kept=others(ops, gone, tokens), removed=gone, destinations=gone)
+    return Step(kept=others(ops, gone, tokens), removed=gone)
 
 
 def _smallest_unprotected(ops: Ops, scores: ir.Value, plan: ReductionPlan, count: ir.Value) -> ir.Value:

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgeslim.errors import ExportError
+from edgeslim.exporters.passes.split_skip_norms import split_skip_norm
 
 SCAN, ATTENTION = "LinearAttention", "GroupQueryAttention"
-_SUMS = ("Add", "SkipSimplifiedLayerNormalization")
+_SKIP_NORM = "SkipSimplifiedLayerNormalization"
 _STATES = ("recurrent_state", "key")
 _BIAS = 3  # which input of SkipSimplifiedLayerNormalization is added too
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A block's meeting point: the node `total` sums `branch` and `residual`, both [B, N, H]; `y` [B, N, D] is what the
+    """A block's meeting point: the Add `total` sums `branch` and `residual`, both [B, N, H]; `y` [B, N, D] is what the
     mixer makes of the tokens, before gate, norm and the last product."""
 
     layer: int
@@ -43,7 +44,7 @@ def mixer_of(graph: ir.Graph, layer: int) -> ir.Node:
 
 
 def find_place(graph: ir.Graph, layer: int) -> Place:
-    """Return the meeting point of block `layer`.
+    """Return the meeting point of block `layer`, where sum and norm are made apart.
 
     Raises: ExportError where the graph is built otherwise.
     """
@@ -51,14 +52,22 @@ def find_place(graph: ir.Graph, layer: int) -> Place:
     y = mixer.outputs[0] if mixer.op_type == ATTENTION else _skipped(mixer)
     product = next((node for node in _after(graph, y) if _is_product(node)), None)
     branch = None if product is None else _with_bias(product.outputs[0])
-    total = next((use.node for use in branch.uses() if use.node.op_type in _SUMS), None) if branch is not None else None
+    total = None if branch is None else _sum_of(graph, branch)
     if branch is None or total is None:
         raise ExportError(f"tokens cannot be reduced at layer {layer}: no sum of branch and residual was found")
-    if len(total.inputs) > _BIAS and total.inputs[_BIAS] is not None:
-        raise ExportError(f"tokens cannot be reduced at layer {layer}: a bias is added with the residual")
     residual = total.inputs[1] if total.inputs[0] is branch else total.inputs[0]
     assert residual is not None
     return Place(layer=layer, mixer=mixer, y=y, branch=branch, residual=residual, total=total)
+
+
+def _sum_of(graph: ir.Graph, branch: ir.Value) -> ir.Node | None:
+    """Return the Add of `branch` and a residual; one that is part of a norm is made a node of its own."""
+    for use in branch.uses():
+        if use.node.op_type == "Add":
+            return use.node
+        if use.node.op_type == _SKIP_NORM and all(value is None for value in use.node.inputs[_BIAS:]):
+            return split_skip_norm(graph, use.node)
+    return None
 
 
 def _skipped(scan: ir.Node) -> ir.Value:

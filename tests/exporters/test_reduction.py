@@ -266,7 +266,7 @@ def test_the_generation_graph_of_scans_carries_no_positions(shop):
     ifs = [node for node in model.graph if node.op_type == "If"]
 
     assert KEPT_POSITIONS not in {value.name for value in model.graph.outputs}
-    assert [len(node.outputs) for node in ifs] == [4, 2, 2]  # the counts; branch and residual at two layers
+    assert [len(node.outputs) for node in ifs] == [4, 1, 1]  # the counts; the sum at two layers
     assert all(len(node.attributes["then_branch"].as_graph().outputs) == len(node.outputs) for node in ifs)
 
 
