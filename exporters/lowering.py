@@ -141,7 +141,7 @@ def _gathered_layer(linear: Linear, pattern: BlockPattern, plan: Plan) -> Layer:
         name=linear.name,
         shape=linear.shape,
         sparsity=linear.sparsity,
-        bytes=weights * plan.bits // 8 + 8 * indices,
+        bytes=weights * plan.bits // 8 + 4 * indices,
         form=f"gather_{plan.weights}",
         stored=round(weights / (n * k), 6),
         reason=f"{pattern.density:.0%} of inputs kept in {len(pattern.blocks)} blocks of at most "
