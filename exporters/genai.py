@@ -105,7 +105,7 @@ def session_options(*, prepack: bool, library: str | None) -> dict[str, str | bo
     options: dict[str, str | bool] = {} if prepack else {"session.disable_prepacking": "1"}
     if library is not None:
         options["custom_ops_library"] = library
-        options["enable_cpu_mem_arena"] = False  # few large buffers a run: an arena only keeps more of them
+        options["enable_mem_pattern"] = False  # an arena grows by less than a pattern of a whole prompt takes
     return options
 
 

@@ -325,7 +325,7 @@ def _ort_options(ort: Any, bundle: Path, genai: Mapping[str, Any], threads: int 
     count = threads if threads is not None else genai.get("intra_op_num_threads")
     if count is not None:
         options.intra_op_num_threads = count
-    options.enable_cpu_mem_arena = bool(genai.get("enable_cpu_mem_arena", True))
+    options.enable_mem_pattern = bool(genai.get("enable_mem_pattern", True))
     if library.path is not None:
         options.register_custom_ops_library(str(library.path))
     elif not library.needed and (foreign := genai.get("custom_ops_library")):
