@@ -11,6 +11,7 @@ from edgeslim.runtime.library import KernelLibrary, kernel_library
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "runtime" / "native"
+PROGRAMS = ("kernels_test", "sequences_test", "engine_test", "fuzz", "fuzz_bundle", "edgeslim-bench")
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +37,7 @@ def sanitized(compiler: str) -> Path:
     if cmake is None:
         pytest.skip("no cmake to build the native programs with")
     configure = [cmake, "-S", SOURCE, "-B", folder, "-DEDGESLIM_SANITIZE=ON", "-DEDGESLIM_TESTS=ON"]
-    build = [cmake, "--build", folder, "-j", "2", "--target", "kernels_test", "sequences_test", "fuzz"]
+    build = [cmake, "--build", folder, "-j", "2", "--target", *PROGRAMS]
     for command in (configure, build):
         done = subprocess.run(command, capture_output=True, text=True)
         if "sanit" in done.stderr.lower() and "cannot find" in done.stderr:

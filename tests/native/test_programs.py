@@ -1,13 +1,25 @@
-"""The native programs: variants compared without Python, the reader fuzzed, the ABI checked by the official header."""
+"""The native programs: variants compared and the runtime tried without Python, readers fuzzed, the ABI checked by the
+official header."""
 
+import json
 import os
 import re
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "runtime" / "native"
+from edgeslim.runtime import machine
+from edgeslim.runtime.generate import generate
+from edgeslim.runtime.memory import bundle_bytes
+from edgeslim.runtime.native_library import onnxruntime_library
+from edgeslim.runtime.profiler import Profile
+from edgeslim.runtime.session import OrtSession
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "runtime" / "native"
+MODELS = ROOT / "examples" / "models"
 HEADER = "onnxruntime_c_api.h"
 HEADER_FOLDERS = ("/usr/include/onnxruntime", "/usr/include/onnxruntime/core/session", "/usr/local/include/onnxruntime")
 
@@ -36,6 +48,72 @@ def test_ten_seconds_of_damaged_matrices_leave_no_finding(sanitized: Path) -> No
 
     executions, accepted = map(int, re.findall(r"(\d+) executions .* (\d+) accepted, no finding", printed)[0])
     assert 0 < accepted < executions, "the mutator must neither spoil everything nor nothing"
+
+
+def test_five_seconds_of_damaged_configurations_leave_no_finding(sanitized: Path) -> None:
+    printed = _run(sanitized / "fuzz_bundle", str(os.getpid()), "1000000", "--seconds", "5")
+
+    executions, accepted = map(int, re.findall(r"(\d+) executions .* (\d+) accepted, no finding", printed)[0])
+    assert 0 < accepted < executions, "the mutator must neither spoil everything nor nothing"
+
+
+@pytest.fixture(scope="module")
+def onnxruntime() -> Path:
+    found = onnxruntime_library()
+    if found is None:
+        pytest.skip("onnxruntime is not installed")
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba2"])
+def test_the_runtime_holds_under_sanitizers_and_leaks_nothing(
+    sanitized: Path, onnxruntime: Path, family: str, tmp_path: Path
+) -> None:
+    from edgeslim.exporters.bundle import export_checkpoint
+
+    export_checkpoint(MODELS / f"tiny-{family}", tmp_path, weights="int8", lowering="kernel")
+    session = OrtSession(tmp_path, threads=1)
+
+    printed = _run(sanitized / "engine_test", tmp_path, onnxruntime)
+
+    passed, failed = map(int, re.findall(r"(\d+) passed, (\d+) failed", printed)[0])
+    assert passed > 900
+    assert failed == 0
+    tokens = re.findall(r"^tokens (.*)$", printed, re.MULTILINE)[0].split()
+    assert list(map(int, tokens)) == list(generate(session, [5, 60, 7, 200, 11, 9], 24))
+
+
+def test_the_bench_program_prints_the_keys_of_a_profile(sanitized: Path, onnxruntime: Path, tmp_path: Path) -> None:
+    from edgeslim.exporters.bundle import export_checkpoint
+
+    export_checkpoint(MODELS / "tiny-llama", tmp_path, weights="fp32", lowering="dense")
+    options = ["--prompt-tokens", "4", "--new-tokens", "3", "--repeats", "2", "--threads", "1", "--ort", onnxruntime]
+
+    printed = json.loads(_run(sanitized / "edgeslim-bench", tmp_path, *options))
+
+    assert list(printed) == [field.name for field in fields(Profile)]
+    profile = Profile.from_json(printed)
+    assert (profile.prompt_tokens, profile.new_tokens, profile.repeats, profile.warmup) == (4, 3, 2, 1)
+    assert profile.device == machine.describe()
+    assert profile.isa == machine.isa()
+    assert profile.bundle_bytes == bundle_bytes(tmp_path)
+    assert profile.weight_bytes == (tmp_path / "model.onnx.data").stat().st_size
+    assert profile.peak_rss_bytes > profile.base_rss_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["/nowhere"], "error: /nowhere: no such bundle folder"),
+        (["/nowhere", "--threads", "x"], "an option that is not known, or a value that is no count"),
+        ([], "a bundle's folder is missing"),
+    ],
+)
+def test_the_bench_program_says_in_one_line_what_is_wrong(sanitized: Path, options: list[str], message: str) -> None:
+    done = subprocess.run([sanitized / "edgeslim-bench", *options], capture_output=True, text=True)
+
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
 
 
 def test_the_declared_abi_is_that_of_the_official_header(compiler: str) -> None:

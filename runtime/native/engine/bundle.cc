@@ -172,7 +172,8 @@ Status read_bundle(const BundleFiles& files, Bundle* bundle) {
   bundle->packed = files.manifest["lowering"].text() == "kernel";
   bundle->shares_buffer = search["past_present_share_buffer"].boolean(false);
   bundle->reduces_prompts = files.config["edgeslim"]["reduction"].is(Json::Kind::object);
-  if (Status s = read_session_options(decoder["session_options"], bundle); s.failed()) return s;
+  const Json& options = first_of(decoder["session_options"], files.manifest["session_options"]);
+  if (Status s = read_session_options(options, bundle); s.failed()) return s;
   if (!stays_inside(bundle->graph) ||
       (!bundle->foreign_library.empty() && !stays_inside(bundle->foreign_library)))
     return failure(EDGESLIM_BAD_BUNDLE, "%s: genai_config.json: the path %.120s leaves the bundle",

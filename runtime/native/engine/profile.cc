@@ -25,10 +25,7 @@ double percentile(std::vector<double> values, double percent) {
   return values[low] + (values[high] - values[low]) * (at - double(low));
 }
 
-int32_t largest(const Session& session) {
-  const float* logits = session.logits();
-  return int32_t(std::max_element(logits, logits + session.model().vocab_size) - logits);
-}
+int32_t likeliest(const Session& session) { return largest(session.logits(), std::size_t(session.model().vocab_size)); }
 
 // The random prompt depends on its length and the vocabulary alone.
 std::vector<int32_t> random_tokens(int64_t vocabulary, int32_t count) {
@@ -42,14 +39,14 @@ Status run_once(Session* session, const std::vector<int32_t>& prompt, int32_t ne
   session->reset();
   const double ready = seconds();
   if (Status s = session->feed(prompt.data(), int64_t(prompt.size())); s.failed()) return s;
-  int32_t token = largest(*session);
+  int32_t token = likeliest(*session);
   const double first = seconds();
   run->first = first - begin;
   run->prefill = first - ready;
   for (int32_t i = 1; i < new_tokens; ++i) {
     const double before = seconds();
     if (Status s = session->feed(&token, 1); s.failed()) return s;
-    token = largest(*session);
+    token = likeliest(*session);
     run->steps.push_back(seconds() - before);
   }
   return {};

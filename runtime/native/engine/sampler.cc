@@ -9,9 +9,9 @@ namespace {
 
 constexpr double kNever = -std::numeric_limits<double>::infinity();
 
-double penalized(float logit, bool seen, float penalty) {
+double penalized(double logit, bool seen, double penalty) {
   if (!(logit == logit)) return kNever;
-  if (!seen || penalty == 0 || penalty == 1) return logit;
+  if (!seen || penalty == 0) return logit;
   return logit < 0 ? logit * penalty : logit / penalty;
 }
 
@@ -37,13 +37,28 @@ double uniform(uint64_t seed, int64_t position) {
   return double((z ^ (z >> 31)) >> 11) * 0x1p-53;
 }
 
+int32_t largest(const float* logits, std::size_t count) {
+  constexpr std::size_t kLanes = 8;  // so that no comparison waits for the one before it
+  float most[kLanes];
+  std::fill(most, most + kLanes, -std::numeric_limits<float>::infinity());
+  std::size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (std::size_t lane = 0; lane < kLanes; ++lane) most[lane] = logits[i + lane] > most[lane] ? logits[i + lane] : most[lane];
+  for (; i < count; ++i) most[0] = logits[i] > most[0] ? logits[i] : most[0];
+  const float found = *std::max_element(most, most + kLanes);
+  const std::size_t at = std::size_t(std::find(logits, logits + count, found) - logits);
+  return at < count ? int32_t(at) : 0;
+}
+
 int32_t Sampler::draw(const float* logits, std::size_t count, const SeenTokens& seen,
                       const edgeslim_sampling& sampling, int64_t position) {
+  const bool penalize = sampling.repetition_penalty > 0 && sampling.repetition_penalty != 1;
+  if (sampling.temperature == 0 && !penalize) return largest(logits, count);
   if (sampling.temperature == 0) {
     std::size_t best = 0;
     double most = kNever;
     for (std::size_t i = 0; i < count; ++i) {
-      const double logit = penalized(logits[i], sampling.repetition_penalty > 0 && seen.has(i), sampling.repetition_penalty);
+      const double logit = penalized(logits[i], seen.has(i), sampling.repetition_penalty);
       if (logit > most) most = logit, best = i;
     }
     return int32_t(best);

@@ -29,6 +29,9 @@ Status check_sampling(const edgeslim_sampling& sampling);
 // SplitMix64's output number `position` after `seed`, as a fraction. Source: Steele, Lea and Flood, OOPSLA 2014.
 double uniform(uint64_t seed, int64_t position);
 
+// The first of the largest of `logits` [count], 0 where there is no number among them.
+int32_t largest(const float* logits, std::size_t count);
+
 // Draws tokens; its memory is kept for the next draw.
 class Sampler {
  public:
