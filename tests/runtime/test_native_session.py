@@ -32,6 +32,13 @@ def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
+def edit(file: Path, old: str, new: str) -> None:
+    """Replace text in a file that holds it."""
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
 def test_a_packed_bundle_gives_the_bits_of_onnxruntimes_own_session(packed):
     ort, native = OrtSession(packed, threads=1), NativeSession(packed, threads=1)
 
