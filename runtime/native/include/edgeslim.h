@@ -119,7 +119,8 @@ EDGESLIM_CALL int64_t edgeslim_session_position(const edgeslim_session* session)
 EDGESLIM_CALL int64_t edgeslim_session_room(const edgeslim_session* session);
 
 /* Appends `tokens` [count] to the state, in chunks. One token is a step. Where it fails or is cancelled the state holds
- * the chunks before the one that failed: edgeslim_session_position says how many tokens those are. */
+ * the chunks before the one that failed: edgeslim_session_position says how many tokens those are; there are no logits
+ * then until tokens are fed again. */
 EDGESLIM_CALL int32_t edgeslim_session_feed(edgeslim_session* session, const int32_t* tokens, int64_t count,
                                             edgeslim_error* error);
 /* The logits [vocab_size] after the last token fed, null before the first. They stay until the next call that changes
