@@ -47,7 +47,8 @@ def _is_known(node: ir.Node) -> bool:
 
 def _turned(node: ir.Node) -> tuple[ir.Value, list[ir.Value]] | None:
     """Return (qkv, [cos, sin, positions]) where queries and keys are rotated parts of one value, else None."""
-    if any(v is not None for v in node.inputs[7:]) or node.attributes.get_int("do_rotary", 0) or not _is_known(node):
+    rotates = node.attributes.get_int("do_rotary", 0) != 0
+    if rotates or any(v is not None for v in node.inputs[7:]) or not _is_known(node):
         return None
     query, key, value = node.inputs[:3]
     rotations = [v.producer() if v is not None else None for v in (query, key)]
