@@ -60,9 +60,10 @@ class SandwichLayer(nn.Module):
         self.kind = kind
         self.self_attn = _attention(config)
         self.mlp = _feed_forward(config)
-        for name in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
-            norm = RMSNorm(config.hidden_size, config.rms_norm_eps, offset=True)
-            setattr(self, f"{name}_layernorm", norm)
+        self.input_layernorm = _norm(config)
+        self.post_attention_layernorm = _norm(config)
+        self.pre_feedforward_layernorm = _norm(config)
+        self.post_feedforward_layernorm = _norm(config)
         self.states: Shapes = self.self_attn.states
 
     def forward(
@@ -73,6 +74,10 @@ class SandwichLayer(nn.Module):
         x = op.Add(x, self.post_attention_layernorm(op, y))
         y = self.mlp(op, self.pre_feedforward_layernorm(op, x))
         return op.Add(x, self.post_feedforward_layernorm(op, y)), states
+
+
+def _norm(config: Any) -> RMSNorm:
+    return RMSNorm(config.hidden_size, config.rms_norm_eps, offset=True)
 
 
 def _attention(config: Any) -> Attention:

@@ -46,7 +46,7 @@ class JoinedAttention(Attention):
             config.hidden_size, config.hidden_size, **sizes, bias=config.attention_bias, output_name="dense"
         )
         for name in ("q_proj", "k_proj", "v_proj"):
-            del self._modules[name]
+            del self._modules[name]  # type: ignore[attr-defined]
         self.query_key_value = Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
 
     def prepare(self, tensors: Mapping[str, torch.Tensor], order: list[int] | None) -> dict[str, torch.Tensor]:

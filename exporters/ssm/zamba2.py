@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
-from edgeslim.exporters.ssm.attention import Attention, Rotary, realize
+from edgeslim.exporters.ssm.attention import Attention, Lengths, Rotary, realize
 from edgeslim.exporters.ssm.model import Backbone, CausalLM, Context, Layer, Shapes, States
 from edgeslim.exporters.ssm.parts import ACTIVATIONS, Embedding, Linear, RMSNorm
 from edgeslim.exporters.ssm.state_space import StateSpaceMixer
@@ -83,7 +83,7 @@ class SharedBlock(nn.Module):
         self, op: OpBuilder, x: ir.Value, past: Mapping[str, ir.Value], context: Context, use: int
     ) -> tuple[ir.Value, States]:
         both = self.input_layernorm(op, op.Concat(x, context.embedded, axis=-1))
-        y, states = self.self_attn(op, both, past, context, use)
+        y, states = self.self_attn(op, both, past, *context.attention, use)
         return self.feed_forward(op, self.pre_ff_layernorm(op, y), use), states
 
 
@@ -108,13 +108,19 @@ class AdaptedAttention(Attention):
             self.linear_v_adapter_list = adapters(config, index, sizes)
 
     def forward(
-        self, op: OpBuilder, x: ir.Value, past: Mapping[str, ir.Value], context: Context, use: int
+        self,
+        op: OpBuilder,
+        x: ir.Value,
+        past: Mapping[str, ir.Value],
+        lengths: Lengths,
+        rotary: tuple[ir.Value, ir.Value] | None,
+        use: int = 0,
     ) -> tuple[ir.Value, States]:
         qkv = self.project(op, x)
         if self.adapted:
             lists = (self.linear_q_adapter_list, self.linear_k_adapter_list, self.linear_v_adapter_list)
             qkv = op.Add(qkv, op.Concat(*(adapter_list[use](op, x) for adapter_list in lists), axis=-1))
-        return self.attend(op, qkv, past, *context.attention)
+        return self.attend(op, qkv, past, lengths, rotary)
 
 
 class AdaptedMLP(nn.Module):
