@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from edgeslim.errors import RecipeError
 from edgeslim.runtime.generate import GREEDY, Sampling, choose, generate, keep_top_k, keep_top_p, softmax
+from edgeslim.runtime.native_library import is_available
 from edgeslim.runtime.session import open_session
 
+ENGINES = ["ort", "genai", *(["native"] if is_available() else [])]
 PROMPT = [5, 60, 7, 200, 11, 9]
 
 
@@ -39,7 +41,7 @@ def greedy(exported):
     return tokens[0, len(PROMPT) :].tolist()
 
 
-@pytest.mark.parametrize("engine", ["ort", "genai"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_greedy_tokens_equal_those_of_transformers(exported, greedy, engine):
     assert list(generate(open_session(exported.bundle, engine), PROMPT, 16)) == greedy
 

@@ -49,6 +49,7 @@ def test_a_packed_bundle_gives_the_bits_of_onnxruntimes_own_session(packed):
     assert native.isa == library.kernel_library().chosen
 
 
+@pytest.mark.slow
 def test_generation_writes_what_transformers_writes_for_the_bundled_models(packed, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM
@@ -279,7 +280,7 @@ def test_hostile_configurations_are_refused(bundle_copy, file, text, message):
 def test_a_shortened_weight_file_is_refused_before_it_is_mapped(bundle_copy):
     weights = bundle_copy / "model.onnx.data"
     weights.write_bytes(weights.read_bytes()[:-4096])
-    with pytest.raises(BundleError, match=r"model\.onnx\.data: has \d+ bytes; edgeslim\.json says"):
+    with pytest.raises(BundleError, match=r"model\.onnx\.data does not load: it has \d+ bytes, edgeslim\.json says"):
         NativeSession(bundle_copy)
 
 
@@ -322,7 +323,7 @@ def _growth(bundle: Path, warm: int, count: int) -> int:
 
 
 def test_sessions_opened_and_closed_leave_no_memory_behind(exported):
-    assert _growth(exported.bundle, warm=20, count=40) < 40 * 20_000  # a session that stayed would be 300 kB or more
+    assert _growth(exported.bundle, warm=10, count=20) < 20 * 50_000  # a session that stayed would be 300 kB or more
 
 
 @pytest.mark.slow

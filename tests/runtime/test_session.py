@@ -11,8 +11,10 @@ import pytest
 
 from edgeslim.errors import BundleError, RecipeError, RuntimeUnavailable
 from edgeslim.runtime import engines
+from edgeslim.runtime.native_library import is_available
 from edgeslim.runtime.session import GenaiSession, OrtSession, open_session
 
+ENGINES = ["ort", "genai", *(["native"] if is_available() else [])]
 TOKENS = np.array([[5, 60, 7, 200, 11, 9, 33, 120, 14]], np.int64)
 TOLERANCE = 1e-4  # float32 sums in another order differ by some 1e-5 on logits of about 10
 
@@ -29,7 +31,7 @@ def expected(exported):
 
 
 @pytest.mark.parametrize("pieces", [[9], [4, 5], [1] * 9, [5, 1, 1, 2]], ids=str)
-@pytest.mark.parametrize("engine", ["ort", "genai"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_prompt_fed_in_pieces_gives_the_logits_of_the_whole(exported, expected, engine, pieces):
     session = open_session(exported.bundle, engine, 1)
     end = 0
@@ -53,7 +55,7 @@ def test_sequences_of_a_batch_do_not_see_each_other(exported, expected):
     np.testing.assert_allclose(logits[:1], expected, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("engine", ["ort", "genai"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_reset_session_has_forgotten_everything(exported, engine):
     session = open_session(exported.bundle, engine, 1)
     first = session.feed(TOKENS)
@@ -75,7 +77,7 @@ def test_the_generation_graph_refuses_to_give_all_positions(llama):
         OrtSession(llama.bundle).feed_all(TOKENS)
 
 
-@pytest.mark.parametrize("engine", ["ort", "genai"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_tokens_beyond_the_context_are_refused(llama, engine):
     session = open_session(llama.bundle, engine, 1)
     with pytest.raises(RecipeError, match="300 tokens do not fit the model's context of 256"):
@@ -95,7 +97,7 @@ def test_a_recurrent_model_has_no_context_limit_on_onnxruntime(exports):
         (np.array([[3, 331]], np.int64), r"\[0, 331\), got 331"),
     ],
 )
-@pytest.mark.parametrize("engine", ["ort", "genai"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_tokens_that_cannot_be_meant_are_refused(llama, engine, tokens, message):
     with pytest.raises(RecipeError, match=message):
         open_session(llama.bundle, engine).feed(tokens)
@@ -111,7 +113,7 @@ def test_zero_threads_are_refused(llama):
         OrtSession(llama.bundle, threads=0)
 
 
-@pytest.mark.parametrize("engine", ["ort", "genai"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_folder_without_a_graph_is_no_bundle(tmp_path, engine):
     with pytest.raises(BundleError, match="not a bundle"):
         open_session(tmp_path, engine)
@@ -122,7 +124,7 @@ def test_a_missing_folder_is_named(tmp_path):
         open_session(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("engine", ["ort", "genai"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_damaged_graph_is_one_clear_error(bundle_copy, engine):
     (bundle_copy / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(BundleError, match="does not load"):

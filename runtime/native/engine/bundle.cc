@@ -127,7 +127,7 @@ Status check_sizes(const Json& manifest, const Bundle& bundle) {
     if (!ends_with(name, ".onnx") && !ends_with(name, ".data")) continue;
     const int64_t size = file_bytes(bundle.folder + "/" + name), said = record["bytes"].integer(-1);
     if (size >= 0 && size != said)
-      return failure(EDGESLIM_BAD_BUNDLE, "%s/%s: has %lld bytes; edgeslim.json says %lld", bundle.folder.c_str(),
+      return failure(EDGESLIM_BAD_BUNDLE, "%s/%s does not load: it has %lld bytes, edgeslim.json says %lld", bundle.folder.c_str(),
                      name.c_str(), (long long)size, (long long)said);
   }
   return {};
