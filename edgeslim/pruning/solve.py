@@ -28,6 +28,7 @@ from edgeslim.pruning.statistics import Factored
 MEMORY = 256 << 20  # bytes that the gathered blocks of one chunk of rows may take
 ROWS = 512  # that conjugate gradients take at a time: few enough for a cache, enough for a fast product
 LOOKBACK = 2  # steps whose progress tells what remains
+FEW_INPUTS = 64  # up to so many, past steps tell little of what remains and further ones cost nothing
 
 
 def objective(w: Tensor, target: Tensor, h: Tensor) -> Tensor:
@@ -132,6 +133,8 @@ def solve_cg(
     target, keep, start: [out, in]. Starts from `start` on the mask (or from the target). Rows go in groups; a group
     stops when what is yet to gain, foreseen from its last steps, is at most `tolerance` of the objective then left.
     """
+    if target.shape[1] <= FEW_INPUTS:
+        tolerance *= 1e-3
     scale = h.diagonal().sqrt()
     product = times_transposed((h / scale).div_(scale[:, None]))  # Jacobi's preconditioner is now the identity
     first = leading(product, scale)
