@@ -215,7 +215,8 @@ def test_three_bits_need_kernels_or_bodies(checkpoint: Checkpoint, tmp_path: Pat
 def test_unknown_lowerings_and_architectures_are_refused_with_the_nearest(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    with pytest.raises(ExportError, match="lowering must be one of auto, kernel, gather, dense, tensorrt, got 'kernal'; did"):
+    wanted = "lowering must be one of auto, kernel, gather, dense, tensorrt, got 'kernal'; did you mean"
+    with pytest.raises(ExportError, match=wanted):
         export_checkpoint(checkpoint("llama"), tmp_path, lowering="kernal")  # type: ignore[arg-type]
     with pytest.raises(ExportError, match="arch 'x86-64' is not known; did you mean 'x86_64'"):
         export_checkpoint(checkpoint("llama"), tmp_path, architectures=["x86-64"])
