@@ -12,8 +12,6 @@ A killed training goes on from its last checkpoint, under `--work`, when started
 import argparse
 import math
 import os
-import platform
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -37,6 +35,8 @@ from transformers import (
 )
 
 from edgeslim.evaluate.recall import RecallTask, RecallVocabulary, recall_prompts
+from edgeslim.output import new_folder
+from edgeslim.runtime.machine import processor
 
 ROOT = Path(__file__).resolve().parent
 VOCABULARY = RecallVocabulary()
@@ -349,20 +349,17 @@ def scored_tasks() -> dict[str, list[RecallTask]]:
 def write_model(model: Any, args: argparse.Namespace, progress: Progress) -> Path:
     """Write the model folder as bf16, score what was written, and put it in its place in one rename."""
     target: Path = args.output / f"recall-{args.arch}"
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.generation_config = GenerationConfig(bos_token_id=END_ID, eos_token_id=END_ID, pad_token_id=END_ID)
-    # It is for fresh weights; transformers 5.23 would divide the trained ones by it on every load.
-    model.config.rescale_prenorm_residual = False
-    model.to(torch.bfloat16).save_pretrained(partial)
-    PreTrainedTokenizerFast(
-        tokenizer_object=new_tokenizer(), bos_token=END, eos_token=END, pad_token=END, model_max_length=CONTEXT
-    ).save_pretrained(partial)
-    written = AutoModelForCausalLM.from_pretrained(partial, dtype=torch.float32).eval()
-    use_fast_scans(written)
-    (partial / "README.md").write_text(card(written, args, progress))
-    _replace_folder(partial, target)
+    with new_folder(target, force=True) as folder:
+        model.generation_config = GenerationConfig(bos_token_id=END_ID, eos_token_id=END_ID, pad_token_id=END_ID)
+        # It is for fresh weights; transformers 5.23 would divide the trained ones by it on every load.
+        model.config.rescale_prenorm_residual = False
+        model.to(torch.bfloat16).save_pretrained(folder)
+        PreTrainedTokenizerFast(
+            tokenizer_object=new_tokenizer(), bos_token=END, eos_token=END, pad_token=END, model_max_length=CONTEXT
+        ).save_pretrained(folder)
+        written = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        use_fast_scans(written)
+        (folder / "README.md").write_text(card(written, args, progress))
     return target
 
 
@@ -384,7 +381,7 @@ def card(written: Any, args: argparse.Namespace, progress: Progress) -> str:
         "tokens seen": f"{progress.tokens:,}",
         "seed": str(args.seed),
         "minutes of processor time": f"{progress.seconds / 60:.1f}",
-        "machine": f"{_processor()}, {args.threads} thread(s), torch {torch.__version__}",
+        "machine": f"{processor()}, {args.threads} thread(s), torch {torch.__version__}",
     }
     return CARD.format(
         arch=args.arch,
@@ -445,22 +442,6 @@ look-ups of what came after an earlier token like the present one. All of this i
 
 Made by `examples/train_recall.py --arch {arch}`.
 """
-
-
-def _replace_folder(source: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _say(message: str) -> None:

@@ -12,8 +12,6 @@ import argparse
 import json
 import math
 import os
-import platform
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -37,6 +35,8 @@ from transformers import (
 )
 
 from edgeslim.corpus import SEPARATOR, installed_packages_text, standard_library_text
+from edgeslim.output import new_folder
+from edgeslim.runtime.machine import processor
 
 Tokens = npt.NDArray[np.uint16]
 
@@ -294,22 +294,19 @@ def _windows(tokens: Tokens) -> Tensor:
 def write_model(model: Any, data: Data, args: argparse.Namespace, progress: Progress) -> Path:
     """Write the model folder as bf16, score what was written, and put it in its place in one rename."""
     target: Path = args.output / f"tiny-{args.arch}"
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    end = end_token(data.tokenizer)
-    model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
-    if hasattr(model.config, "rescale_prenorm_residual"):
-        # It is for fresh weights; transformers 5.23 would divide the trained ones by it on every load.
-        model.config.rescale_prenorm_residual = False
-    model.to(torch.bfloat16).save_pretrained(partial)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=data.tokenizer, bos_token=END, eos_token=END, pad_token=END, model_max_length=CONTEXT
-    )
-    tokenizer.save_pretrained(partial)
-    written = AutoModelForCausalLM.from_pretrained(partial, dtype=torch.float32).eval()
-    (partial / "README.md").write_text(card(written, data, args, progress))
-    _replace_folder(partial, target)
+    with new_folder(target, force=True) as folder:
+        end = end_token(data.tokenizer)
+        model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
+        if hasattr(model.config, "rescale_prenorm_residual"):
+            # It is for fresh weights; transformers 5.23 would divide the trained ones by it on every load.
+            model.config.rescale_prenorm_residual = False
+        model.to(torch.bfloat16).save_pretrained(folder)
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=data.tokenizer, bos_token=END, eos_token=END, pad_token=END, model_max_length=CONTEXT
+        )
+        tokenizer.save_pretrained(folder)
+        written = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        (folder / "README.md").write_text(card(written, data, args, progress))
     return target
 
 
@@ -324,7 +321,7 @@ def card(written: Any, data: Data, args: argparse.Namespace, progress: Progress)
         "held-out tokens": f"{len(data.heldout):,}",
         "seed": str(args.seed),
         "minutes": f"{progress.seconds / 60:.1f}",
-        "machine": f"{_processor()}, {args.threads} thread(s), torch {torch.__version__}",
+        "machine": f"{processor()}, {args.threads} thread(s), torch {torch.__version__}",
     }
     rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
     texts = "\n".join(f"- {what}: {data.descriptions[key]}" for what, key in _TEXTS.items())
@@ -360,22 +357,6 @@ of each not scored; bf16 weights, float32 arithmetic. Unigram: training frequenc
 
 Made by `examples/train_tiny.py --arch {arch}`.
 """
-
-
-def _replace_folder(source: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _say(message: str) -> None:

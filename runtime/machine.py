@@ -32,12 +32,16 @@ _TOO_SHORT = 0.2  # seconds: the kernel counts in ticks of 10 ms, several CPUs' 
 _OTHERS_LIMIT = 0.15  # cores: onnxruntime's spinning threads lose far more time than others take
 
 
-def describe(cpuinfo: Path = _CPUINFO) -> str:
-    """Return e.g. ``Intel(R) Xeon(R) Processor, 2 cores``: the processor and the logical cores this process may use."""
+def processor(cpuinfo: Path = _CPUINFO) -> str:
+    """Return the processor's name, e.g. ``Intel(R) Xeon(R) Processor``; the architecture's if it has none."""
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
     found = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(\S.*)$", text, re.MULTILINE)
-    name = found[1].strip() if found else (platform.processor() or platform.machine())
-    return f"{name}, {len(usable_cpus())} cores"
+    return found[1].strip() if found else (platform.processor() or platform.machine())
+
+
+def describe(cpuinfo: Path = _CPUINFO) -> str:
+    """Return e.g. ``Intel(R) Xeon(R) Processor, 2 cores``: the processor and the logical cores this process may use."""
+    return f"{processor(cpuinfo)}, {len(usable_cpus())} cores"
 
 
 def isa(cpuinfo: Path = _CPUINFO) -> str:
