@@ -17,7 +17,7 @@ def bamba(config: Any) -> CausalLM:
     layers = [
         TwoStepLayer(
             norms=[("input_layernorm", RMSNorm(hidden, eps)), ("pre_ff_layernorm", RMSNorm(hidden, eps))],
-            mixer=_mixer(config, kind, head_size),
+            mixer=mixer(config, kind, head_size),
             feed_forward=("feed_forward", _feed_forward(config)),
         )
         for kind in config.layers_block_type
@@ -31,8 +31,8 @@ def bamba(config: Any) -> CausalLM:
     return CausalLM("model", backbone, vocabulary=config.vocab_size, hidden=hidden, tied=config.tie_word_embeddings)
 
 
-def mamba2_mixer(config: Any) -> StateSpaceMixer:
-    """Return the mixer of a configuration with Bamba's names for its sizes."""
+def mamba2_mixer(config: Any, **more: Any) -> StateSpaceMixer:
+    """Return the mixer of a configuration with Bamba's names for its sizes; `more` is what a family has beside them."""
     return StateSpaceMixer(
         config.hidden_size,
         heads=config.mamba_n_heads,
@@ -44,10 +44,12 @@ def mamba2_mixer(config: Any) -> StateSpaceMixer:
         bias=config.mamba_proj_bias,
         conv_bias=config.mamba_conv_bias,
         limits=config.time_step_limit,
+        **more,
     )
 
 
-def _mixer(config: Any, kind: str, head_size: int) -> tuple[str, nn.Module]:
+def mixer(config: Any, kind: str, head_size: int, scale: float | None = None) -> tuple[str, nn.Module]:
+    """Return name and module of a layer of `kind`; `scale` of the attention's products, None: 1 / sqrt(head_size)."""
     if kind == "linear_attention":
         return "mamba", mamba2_mixer(config)
     return "self_attn", Attention(
@@ -57,6 +59,7 @@ def _mixer(config: Any, kind: str, head_size: int) -> tuple[str, nn.Module]:
         key_heads=config.num_key_value_heads,
         head_size=head_size,
         bias=config.attention_bias,
+        scale=scale,
     )
 
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
 from edgeslim.exporters.ssm.attention import Attention, Rotary
+from edgeslim.exporters.ssm.bamba import mamba2_mixer
 from edgeslim.exporters.ssm.model import Backbone, CausalLM, Context, Shapes, States
 from edgeslim.exporters.ssm.parts import ACTIVATIONS, Embedding, GatedMLP, RMSNorm, scaled
 from edgeslim.exporters.ssm.state_space import StateSpaceMixer
@@ -80,18 +81,9 @@ def _mixer(config: Any) -> StateSpaceMixer:
     inner = config.mamba_d_ssm if config.mamba_d_ssm is not None else int(config.mamba_expand * config.hidden_size)
     shared = config.mamba_n_groups * config.mamba_d_state
     sizes = (inner, inner, shared, shared, config.mamba_n_heads)  # z, x, B, C, step
-    return StateSpaceMixer(
-        config.hidden_size,
-        heads=config.mamba_n_heads,
-        head_size=config.mamba_d_head,
-        state=config.mamba_d_state,
-        groups=config.mamba_n_groups,
-        taps=config.mamba_d_conv,
-        eps=config.rms_norm_eps,
-        bias=config.mamba_proj_bias,
-        conv_bias=config.mamba_conv_bias,
+    return mamba2_mixer(
+        config,
         output_bias=config.projectors_bias,
-        limits=config.time_step_limit,
         norm=config.mamba_rms_norm,
         gate_first=not config.mamba_norm_before_gate,
         input_scale=config.ssm_in_multiplier,

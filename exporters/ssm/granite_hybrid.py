@@ -2,11 +2,9 @@
 
 from typing import Any
 
-from onnxscript import nn
-
 from edgeslim.errors import ExportError
-from edgeslim.exporters.ssm.attention import Attention, Rotary
-from edgeslim.exporters.ssm.bamba import mamba2_mixer
+from edgeslim.exporters.ssm.attention import Rotary
+from edgeslim.exporters.ssm.bamba import mixer
 from edgeslim.exporters.ssm.model import Backbone, CausalLM, TwoStepLayer
 from edgeslim.exporters.ssm.parts import ACTIVATIONS, Embedding, FusedGatedMLP, RMSNorm
 
@@ -23,7 +21,7 @@ def granite_hybrid(config: Any) -> CausalLM:
     layers = [
         TwoStepLayer(
             norms=[("input_layernorm", RMSNorm(hidden, eps)), ("post_attention_layernorm", RMSNorm(hidden, eps))],
-            mixer=_mixer(config, kind, head_size),
+            mixer=mixer(config, kind, head_size, scale=config.attention_multiplier),
             feed_forward=("shared_mlp", _feed_forward(config)),
             scale=config.residual_multiplier,
         )
@@ -43,20 +41,6 @@ def granite_hybrid(config: Any) -> CausalLM:
         hidden=hidden,
         tied=config.tie_word_embeddings,
         logit_scale=1 / config.logits_scaling,
-    )
-
-
-def _mixer(config: Any, kind: str, head_size: int) -> tuple[str, nn.Module]:
-    if kind == "linear_attention":
-        return "mamba", mamba2_mixer(config)
-    return "self_attn", Attention(
-        config.hidden_size,
-        config.hidden_size,
-        heads=config.num_attention_heads,
-        key_heads=config.num_key_value_heads,
-        head_size=head_size,
-        bias=config.attention_bias,
-        scale=config.attention_multiplier,
     )
 
 
