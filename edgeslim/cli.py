@@ -39,15 +39,13 @@ bench = typer.Typer(no_args_is_help=True, help="Measure parts of edgeslim on thi
 app.add_typer(bench, name="bench")
 
 _PRUNE, _EXPORT, _RUN, _PROFILE, _EVAL = PruneRecipe(), ExportRecipe(), RunRecipe(), ProfileRecipe(), EvalRecipe()
-_FRONTIER = FrontierRecipe()
+_FRONTIER, _REDUCE = FrontierRecipe(), ReduceRecipe()
 
 _EXTRA_OF = {
     **dict.fromkeys(("torch", "transformers", "safetensors", "tokenizers", "datasets", "huggingface_hub"), "compress"),
     **dict.fromkeys(("mobius", "onnx", "onnx_ir", "onnxscript"), "export"),
 }
 """The extra of pyproject.toml that brings a package."""
-
-_REDUCE = ReduceRecipe()
 
 Model = Annotated[str, typer.Argument(help="A Hugging Face checkpoint folder or hub id.", show_default=False)]
 Bundle = Annotated[Path, typer.Argument(help="A bundle folder.", show_default=False)]
@@ -60,6 +58,13 @@ Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read weights in pi
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine.  [default: the engine's choice]")]
 Engine = Annotated[str, typer.Option(help="auto, genai (onnxruntime-genai), ort (onnxruntime) or native (ours).")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Calibration = Annotated[
+    str | None, typer.Option(help="Text file, folder, JSONL or dataset id.  [default: the bundled text]")
+]
+Samples = Annotated[int, typer.Option(help="Calibration windows.")]
+Seqlen = Annotated[int | None, typer.Option(help="Tokens a window.  [default: 2048 or the context]")]
+Seed = Annotated[int, typer.Option(help="Where the windows lie.")]
+Effort = Annotated[str, typer.Option(help="fast or best.")]
 
 
 @app.callback()
@@ -90,14 +95,12 @@ def prune(
         Path | None, typer.Option(help="A recipe (TOML) whose [[prune.layers]] set some linears apart.")
     ] = None,
     scope: Annotated[str, typer.Option(help="Where the share is counted: row or layer.")] = _PRUNE.scope,
-    calib: Annotated[
-        str | None, typer.Option(help="Text file, folder, JSONL or dataset id.  [default: the bundled text]")
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Calibration windows.")] = _PRUNE.samples,
-    seqlen: Annotated[int | None, typer.Option(help="Tokens a window.  [default: 2048 or the context]")] = None,
-    seed: Annotated[int, typer.Option(help="Where the windows lie.")] = _PRUNE.seed,
+    calib: Calibration = None,
+    samples: Samples = _PRUNE.samples,
+    seqlen: Seqlen = None,
+    seed: Seed = _PRUNE.seed,
     device: Device = _PRUNE.device,
-    effort: Annotated[str, typer.Option(help="fast or best.")] = _PRUNE.effort,
+    effort: Effort = _PRUNE.effort,
     mask_rule: Annotated[str | None, typer.Option(help="MRP's mask: s, m, progressive or admm.")] = None,
     solver: Annotated[str | None, typer.Option(help="MRP's solver: cholesky or cg.")] = None,
     target: Annotated[str | None, typer.Option(help="What MRP fits: the pruned or the dense stream.")] = None,
@@ -260,14 +263,12 @@ def frontier(
     model: Model,
     output: Output,
     bits: Annotated[str, typer.Option(help="Range of bits a weight: values, mask and scales.")] = _FRONTIER.bits,
-    calib: Annotated[
-        str | None, typer.Option(help="Text file, folder, JSONL or dataset id.  [default: the bundled text]")
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Calibration windows.")] = _FRONTIER.samples,
-    seqlen: Annotated[int | None, typer.Option(help="Tokens a window.  [default: 2048 or the context]")] = None,
-    seed: Annotated[int, typer.Option(help="Where the windows lie.")] = _FRONTIER.seed,
+    calib: Calibration = None,
+    samples: Samples = _FRONTIER.samples,
+    seqlen: Seqlen = None,
+    seed: Seed = _FRONTIER.seed,
     device: Device = _FRONTIER.device,
-    effort: Annotated[str, typer.Option(help="fast or best.")] = _FRONTIER.effort,
+    effort: Effort = _FRONTIER.effort,
     text: Annotated[str | None, typer.Option(help="Text to score.  [default: the bundled held-out text]")] = None,
     eval_seqlen: Annotated[int, typer.Option(help="Tokens a window of the text to score.")] = _FRONTIER.eval_seqlen,
     lowering: Annotated[str, typer.Option(help="auto, kernel or dense.")] = _FRONTIER.lowering,
