@@ -13,7 +13,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from gguf_files import F32, FORMS, MIXTURES, converted, is_product, quantize, read_tensors, write_file
+from gguf_files import F32, FORMS, MIXTURES, converted, is_product, read_tensors, write_form
 
 
 def main() -> None:
@@ -25,11 +25,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.gguf"
-        if args.form in FORMS:
-            write_file(args.checkpoint, file, args.form)
-        else:
-            write_file(args.checkpoint, Path(folder) / "model.f32", "f32")
-            quantize(Path(folder) / "model.f32", file, args.form)
+        write_form(args.checkpoint, file, args.form)
         shutil.copytree(args.checkpoint, args.folder)
         print(json.dumps({"form": args.form, **rewrite(args.folder, gguf.GGUFReader(file))}))
 

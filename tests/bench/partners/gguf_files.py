@@ -45,14 +45,18 @@ def main() -> None:
     parser.add_argument("form", choices=[*FORMS, *MIXTURES])
     args = parser.parse_args()
     partial = args.file.with_suffix(".partial")
-    if args.form in FORMS:
-        write_file(args.checkpoint, partial, args.form)
-    else:
-        single = args.file.with_suffix(".f32")
-        write_file(args.checkpoint, single, "f32")
-        quantize(single, partial, args.form)
-        single.unlink()
+    write_form(args.checkpoint, partial, args.form)
     partial.rename(args.file)
+
+
+def write_form(checkpoint: Path, file: Path, form: str) -> None:
+    """Write `file` in any of the forms; the K forms by way of a file in float32 beside it."""
+    if form in FORMS:
+        return write_file(checkpoint, file, form)
+    single = file.with_suffix(".f32")
+    write_file(checkpoint, single, "f32")
+    quantize(single, file, form)
+    single.unlink()
 
 
 def quantize(source: Path, file: Path, form: str) -> None:
