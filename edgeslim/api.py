@@ -212,6 +212,10 @@ def eval(
     from edgeslim.runtime.manifest import MANIFEST
 
     if (Path(model) / MANIFEST).is_file():
+        if recipe.suite != "perplexity":
+            raise RecipeError(
+                f"{model}: suite {recipe.suite} scores checkpoints, and this is a bundle; score its source"
+            )
         return _eval_bundle(Path(model), text, recipe, progress)
     from edgeslim.checkpoint import Checkpoint
 
