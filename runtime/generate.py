@@ -50,6 +50,30 @@ def generate(
     yield from decode(session, logits, max_new_tokens, sampling, eos_ids)
 
 
+def go_on(
+    session: Session,
+    logits: Logits | None,
+    prompt_tokens: Sequence[int],
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    eos_ids: Collection[int] = (),
+) -> Iterator[int]:
+    """Yield tokens as `generate` does, after what the session's state holds, with `logits` [1, V] at its end.
+
+    `prompt_tokens` may be none where the state holds something. At the end all tokens yielded are in the state, as far
+    as the model's context has room, so that another call goes on after them.
+    """
+    if logits is None or len(prompt_tokens) > 0:
+        logits = session.feed(_row(prompt_tokens))
+    start, new = session.position, []
+    for token in decode(session, logits, max_new_tokens, sampling, eos_ids):
+        new.append(token)
+        yield token
+    unfed = new[session.position - start :]
+    if unfed and not is_full(session):
+        session.feed(_row(unfed))
+
+
 def decode(
     session: Session, logits: Logits, max_new_tokens: int, sampling: Sampling = GREEDY, eos_ids: Collection[int] = ()
 ) -> Iterator[int]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgeslim.errors import RecipeError
+from edgeslim.errors import BundleError, RecipeError
 from edgeslim.runtime.bundle_library import BundleLibrary
 from edgeslim.runtime.config import read_config
 from edgeslim.runtime.native_library import (
@@ -30,9 +30,11 @@ from edgeslim.runtime.native_library import (
     native_library,
     onnxruntime_library,
 )
+from edgeslim.runtime.saved_state import LOGITS, SavedState, bundle_identity, read_state, write_state
 from edgeslim.runtime.session import Logits, Tokens, check_threads, check_tokens
 
 End = Literal["length", "token", "room", "callback"]
+_STATE = "native_state"  # tensor of a saved state: the bytes that the runtime gave
 _ENDS: tuple[End, ...] = ("length", "token", "room", "callback")
 
 
@@ -87,6 +89,7 @@ class NativeSession:
         function bodies. Raises: RecipeError, BundleError, RuntimeUnavailable.
         """
         self.config = read_config(bundle)
+        self._bundle = bundle
         check_threads(threads)
         self._native = native_library()
         self._model = _load(self._native, bundle, threads or 0, FUNCTION_BODIES if bodies else 0)
@@ -206,6 +209,25 @@ class NativeSession:
         Raises: BundleError where it is damaged or of another bundle; the session is then as it was.
         """
         self._native.check("session_restore", self._session, state, len(state))
+
+    def save_state(self, file: Path) -> None:
+        """Write what `save` gives, and the logits, into `file`; see `edgeslim.runtime.saved_state`."""
+        if self.position == 0:
+            raise RecipeError("the state is empty: feed tokens before it is saved")
+        arrays = {_STATE: np.frombuffer(self.save(), np.uint8), LOGITS: self.logits()[None]}
+        identity = bundle_identity(self._bundle)
+        write_state(file, SavedState(engine="native", bundle=identity, position=self.position, arrays=arrays))
+
+    def load_state(self, file: Path) -> Logits:
+        """Take back the state that `save_state` wrote into `file`; return the logits [1, V] after its last token."""
+        saved = read_state(file, "native", bundle_identity(self._bundle))
+        if _STATE not in saved.arrays:
+            raise BundleError(f"{file}: damaged: it has no tensor {_STATE}")
+        try:
+            self.restore(saved.arrays[_STATE].tobytes())
+        except BundleError as fault:
+            raise BundleError(f"{file}: {fault}") from None
+        return self.logits()[None]
 
 
 def native_sample(

@@ -5,7 +5,7 @@ Letters: B batch, T tokens fed, P tokens already in the state, V vocabulary.
 A session is fed a prompt in pieces of any size, then one token at a time; it gives the logits after the last token fed.
 `OrtSession` needs onnxruntime alone and can also give the logits of all positions (from a bundle's scoring graph);
 `GenaiSession` is onnxruntime-genai's own loop, the faster one for text generation. The native runtime's session is in
-`edgeslim.runtime.native_session`.
+`edgeslim.runtime.native_session`. A state can be saved to a file and loaded from it, except in onnxruntime-genai.
 """
 
 import json
@@ -23,6 +23,7 @@ from edgeslim.runtime.config import read_config
 from edgeslim.runtime.engines import ENGINES, Engine, choose_engine, import_engine, is_installed
 from edgeslim.runtime.manifest import GENAI_CONFIG, GRAPH
 from edgeslim.runtime.providers import available_providers, has_faster_provider
+from edgeslim.runtime.saved_state import LOGITS, SavedState, bundle_identity, read_state, write_state
 
 if TYPE_CHECKING:
     from edgeslim.runtime.native_session import NativeSession
@@ -33,6 +34,7 @@ Logits = npt.NDArray[np.float32]
 PAST, PRESENT = "past_key_values.", "present."
 KEPT_POSITIONS = "kept_positions"
 """Output of a scoring graph that reduces its prompt: the positions [B, K] of the tokens that are left."""
+_KEPT_INSIDE = "onnxruntime-genai keeps its state to itself: it cannot be saved or loaded; use engine 'ort' or 'native'"
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
 
@@ -52,6 +54,19 @@ class Session(Protocol):
 
     def feed(self, tokens: Tokens) -> Logits:
         """Append `tokens` [B, T] to the state and return the logits [B, V] after the last of them."""
+
+    def save_state(self, file: Path) -> None:
+        """Write the state, which holds at least one token, into `file`.
+
+        Raises: RecipeError where it is empty, or the engine cannot.
+        """
+
+    def load_state(self, file: Path) -> Logits:
+        """Take back the state that `save_state` wrote into `file`; return the logits [B, V] after its last token.
+
+        Raises: BundleError where it is damaged or of another bundle or engine; the session is then as it was.
+        RecipeError where the engine cannot.
+        """
 
 
 def open_session(
@@ -98,6 +113,7 @@ class OrtSession:
         """
         self.config = read_config(bundle)
         self._ort = import_engine("ort")
+        self._bundle = bundle
         self._graph = _existing(bundle / graph)
         self.library = bundle_library(bundle)
         check_threads(threads)
@@ -135,6 +151,7 @@ class OrtSession:
         """
         self._position = 0
         self._batch = batch
+        self._logits: Logits | None = None
         self._state = {
             i.name: self._value(np.zeros(_first_shape(i.shape, batch), _DTYPES[i.type])) for i in self._state_inputs
         }
@@ -142,6 +159,40 @@ class OrtSession:
     def feed(self, tokens: Tokens) -> Logits:
         """Append `tokens` [B, T] to the state and return the logits [B, V] after the last of them."""
         return np.asarray(self._run(tokens)["logits"][:, -1], dtype=np.float32)
+
+    def save_state(self, file: Path) -> None:
+        """Write the state into `file`, one tensor for each of the graph's; see `edgeslim.runtime.saved_state`."""
+        if self._logits is None:
+            raise RecipeError("the state is empty: feed tokens before it is saved")
+        arrays = {**{name: value.numpy() for name, value in self._state.items()}, LOGITS: self._logits}
+        identity = bundle_identity(self._bundle)
+        write_state(file, SavedState(engine="ort", bundle=identity, position=self._position, arrays=arrays))
+
+    def load_state(self, file: Path) -> Logits:
+        """Take back the state that `save_state` wrote into `file`; return the logits [B, V] after its last token."""
+        saved = read_state(file, "ort", bundle_identity(self._bundle))
+        self._check_state(file, saved)
+        self._state = {i.name: self._value(np.array(saved.arrays[i.name])) for i in self._state_inputs}
+        self._logits = np.array(saved.arrays[LOGITS])
+        self._batch, self._position = len(self._logits), saved.position
+        return self._logits.copy()
+
+    def _check_state(self, file: Path, saved: SavedState) -> None:
+        """Raise BundleError unless the arrays of `saved` are what the graph takes."""
+        limit = self._context_length
+        if limit is not None and saved.position > limit:
+            raise BundleError(f"{file}: {saved.position} tokens do not fit the model's context of {limit}")
+        names = {LOGITS, *(i.name for i in self._state_inputs)}
+        if differing := sorted(names ^ saved.arrays.keys()):
+            raise BundleError(f"{file}: not a state of this graph: {differing[0]} is in one of them only")
+        batch = saved.arrays[LOGITS].shape[0] if saved.arrays[LOGITS].ndim == 2 else 0
+        for i in self._state_inputs:
+            array, shape = saved.arrays[i.name], [batch, *i.shape[1:]]
+            if not _fits(array.shape, shape) or array.dtype != _DTYPES[i.type]:
+                raise BundleError(
+                    f"{file}: {i.name} is {array.dtype} {list(array.shape)}, the graph takes "
+                    f"{np.dtype(_DTYPES[i.type])} {shape}"
+                )
 
     def feed_all(self, tokens: Tokens) -> Logits:
         """Append `tokens` [B, T] to the state and return the logits [B, T, V] after each of them.
@@ -190,7 +241,9 @@ class OrtSession:
         outputs = dict(zip(self._outputs, binding.get_outputs(), strict=True))
         self._state = {name: outputs[PRESENT + name.removeprefix(PAST)] for name in self._state}
         self._position += tokens.shape[1]
-        return {name: value.numpy() for name, value in outputs.items() if not name.startswith(PRESENT)}
+        results = {name: value.numpy() for name, value in outputs.items() if not name.startswith(PRESENT)}
+        self._logits = np.array(results["logits"][:, -1], dtype=np.float32)
+        return results
 
     def _token_inputs(self, tokens: Tokens) -> dict[str, Tokens]:
         batch, count = tokens.shape
@@ -270,6 +323,19 @@ class GenaiSession:
         check_tokens(tokens, 1, self.position, self._context_length, self.config.vocab_size)
         self._generator.append_tokens(np.ascontiguousarray(tokens[0], dtype=np.int32))
         return np.array(self._generator.get_logits()[:, -1], dtype=np.float32)  # a copy: the engine reuses its buffer
+
+    def save_state(self, file: Path) -> None:
+        """Refuse: onnxruntime-genai hands its state to nobody."""
+        raise RecipeError(_KEPT_INSIDE)
+
+    def load_state(self, file: Path) -> Logits:
+        """Refuse: onnxruntime-genai takes a state from nobody."""
+        raise RecipeError(_KEPT_INSIDE)
+
+
+def _fits(found: tuple[int, ...], shape: list[int | str]) -> bool:
+    """Return whether a state of shape `found` is one of a graph's `shape`, in which names are free dimensions."""
+    return len(found) == len(shape) and all(isinstance(d, str) or d == n for d, n in zip(shape, found, strict=True))
 
 
 def _first_shape(shape: list[int | str], batch: int) -> list[int]:
