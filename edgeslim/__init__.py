@@ -35,6 +35,7 @@ _HOME = {
     "prune": "api",
     "read_recipe": "recipe",
     "reduce": "api",
+    "report": "api",
     "run": "api",
 }
 

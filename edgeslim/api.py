@@ -1,10 +1,10 @@
-"""The verbs of edgeslim as functions: prune, reduce, export, inspect, run, profile, eval, compress, bench_kernels.
+"""The verbs of edgeslim as functions: prune, reduce, export, inspect, run, profile, report, eval, compress and more.
 
 Keyword options are the keys of the verb's recipe (see `edgeslim.recipe`), with its defaults. Heavy libraries are
 imported by the verb that needs them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edgeslim.pruning.methods import PruneConfig
     from edgeslim.pruning.patterns import Pattern
     from edgeslim.reducer import ReduceReport
+    from edgeslim.reporting.report import Report
     from edgeslim.runtime.inspection import Inspection
     from edgeslim.runtime.kernel_bench import KernelReport
     from edgeslim.runtime.manifest import Manifest
@@ -193,6 +194,19 @@ def profile(bundle: StrPath, *, progress: Progress = silent, **options: Any) -> 
     from edgeslim.runtime.profiler import profile_bundle
 
     return profile_bundle(Path(bundle), **asdict(recipe), on_progress=_labelled(progress, "profiling"))
+
+
+def report(profiles: Sequence[StrPath | Mapping[str, Any]], output: StrPath, *, force: bool = False) -> "Report":
+    """Write one report on `profiles` to the file `output`, by its suffix .html, .md or .json; return the report.
+
+    `profiles` are profiles as JSON objects, or files of such: of `profile --json`, `eval --json`, `compress`, or an
+    earlier report.
+
+    Raises: RecipeError, OutputError.
+    """
+    from edgeslim.reporting.report import write_report
+
+    return write_report(profiles, Path(output), force=force)
 
 
 def eval(

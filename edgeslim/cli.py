@@ -382,16 +382,23 @@ def run(
 
 @app.command()
 def profile(
-    bundle: Bundle,
+    bundles: Annotated[list[Path], typer.Argument(help="Bundle folders.", show_default=False)],
+    device: Annotated[list[str] | None, typer.Option(help="Where; repeatable.  [default: local]")] = None,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt.")] = _PROFILE.prompt_tokens,
     new_tokens: Annotated[int, typer.Option(help="Tokens decoded after it.")] = _PROFILE.new_tokens,
     threads: Threads = None,
     engine: Engine = _PROFILE.engine,
     repeats: Annotated[int, typer.Option(help="Counted runs.")] = _PROFILE.repeats,
     warmup: Annotated[int, typer.Option(help="Runs before, not counted.")] = _PROFILE.warmup,
+    text: Annotated[str | None, typer.Option(help="Also score this text file, here.  [default: no score]")] = None,
+    seqlen: Annotated[int, typer.Option(help="Tokens a window of the text.")] = _EVAL.seqlen,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write a report: .html, .md, .json.", show_default=False)
+    ] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Measure load, latency, memory and energy of a bundle in a fresh process."""
+    """Measure load, latency, memory and energy of bundles, each in a fresh process, on one device or several."""
     options = _given(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
@@ -400,13 +407,50 @@ def profile(
         repeats=repeats,
         warmup=warmup,
     )
+    failures: list[str] = []
     with _reporting() as progress:
-        measured = api.profile(bundle, progress=progress, **options)
-    if as_json:
-        return _print_json(measured.to_json())
-    from edgeslim.tables import print_profile
+        from edgeslim.reporting.collect import profile_all
 
-    print_profile(measured.to_json(), str(bundle))
+        if output is not None:
+            from edgeslim.reporting.report import check_output
+
+            check_output(output, force=force)
+        profiles = profile_all(
+            bundles,
+            device or [],
+            options,
+            text=text,
+            seqlen=seqlen,
+            progress=progress,
+            on_failure=failures.append,
+        )
+        if output is not None:
+            api.report(profiles, output, force=force)
+    if as_json:
+        print(json.dumps(profiles if len(bundles) * len(device or [""]) > 1 else profiles[0], indent=1))
+    else:
+        _print_profiles(profiles)
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    if failures:
+        sys.exit(1)
+
+
+@app.command()
+def report(
+    profiles: Annotated[list[Path], typer.Argument(help="Files of `profile --json`, `eval --json` or `compress`.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file to write: .html, .md or .json.", show_default=False)
+    ],
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Report on profiles measured earlier: tables and plots in one HTML file, or the same as Markdown or JSON."""
+    with _one_line_errors():
+        written = api.report(profiles, output, force=force)
+    if as_json:
+        return _print_json(written.to_json())
+    print(f"{output}: {len(written.measured)} measured, {len(written.estimated)} estimated")
 
 
 @app.command(name="eval")
@@ -523,6 +567,13 @@ def _integers(name: str, text: str | None) -> tuple[int, ...] | None:
         return None if text is None else tuple(int(part) for part in text.split(","))
     except ValueError:
         raise RecipeError(f"{name}: expected integers parted by commas, got {text!r}") from None
+
+
+def _print_profiles(profiles: list[dict[str, Any]]) -> None:
+    from edgeslim.tables import print_profile
+
+    for profile in profiles:
+        print_profile(profile, str(profile["bundle"]))
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Output folders that appear whole or not at all.
+"""Outputs, folders and single files, that appear whole or not at all.
 
 Work happens in `.NAME.partial/` beside the output `NAME`; what is to be kept grows in its `content/` folder, which is
 renamed to `NAME` as the last step. A process killed at any moment leaves no half-written `NAME`.
@@ -39,6 +39,31 @@ def refuse_existing(output: Path, *, force: bool) -> None:
         raise OutputError(
             f"{output}: already exists and is not empty; choose another name or give --force to replace it"
         )
+
+
+def refuse_existing_file(output: Path, *, force: bool) -> None:
+    """Raise OutputError where `output` is a folder, stands in no folder, or is a file and not `force`."""
+    if output.is_dir():
+        raise OutputError(f"{output}: is a folder; expected a file to write")
+    if not output.absolute().parent.is_dir():
+        raise OutputError(f"{output}: there is no folder {output.parent}; make it, or choose another place")
+    if output.exists() and not force:
+        raise OutputError(f"{output}: already exists; choose another name or give --force to replace it")
+
+
+def write_file(output: Path, text: str, *, force: bool = False) -> None:
+    """Write `text` to the file `output`, which appears whole or not at all.
+
+    Raises: OutputError as `refuse_existing_file`.
+    """
+    refuse_existing_file(output, force=force)
+    partial = output.absolute().parent / f".{output.name}.{os.getpid()}.partial"
+    try:
+        partial.write_text(text, encoding="utf-8")
+        _sync(partial)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def publish(output: Path) -> None:
