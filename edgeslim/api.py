@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgeslim.calibration import Calibration
     from edgeslim.checkpoint import Checkpoint
     from edgeslim.evaluate.perplexity import PerplexityResult
-    from edgeslim.evaluate.reduction import ReductionResult
+    from edgeslim.evaluate.reduction_suite import Amount, ReductionResult
     from edgeslim.pruner import PruneReport
     from edgeslim.pruning.methods import PruneConfig
     from edgeslim.pruning.patterns import Pattern
@@ -226,10 +226,8 @@ def eval(
     from edgeslim.runtime.manifest import MANIFEST
 
     if (Path(model) / MANIFEST).is_file():
-        if recipe.suite != "perplexity":
-            raise RecipeError(
-                f"{model}: suite {recipe.suite} scores checkpoints, and this is a bundle; score its source"
-            )
+        if recipe.suite == "reduction":
+            return _eval_reducing_bundle(Path(model), text, recipe, progress)
         return _eval_bundle(Path(model), text, recipe, progress)
     from edgeslim.checkpoint import Checkpoint
 
@@ -409,23 +407,38 @@ def _eval_checkpoint(checkpoint: "Checkpoint", text: str, recipe: EvalRecipe, pr
 def _eval_reduction(checkpoint: "Checkpoint", text: str, recipe: EvalRecipe, progress: Progress) -> "ReductionResult":
     """Compare a model whose tokens are reduced with itself unreduced."""
     from edgeslim.checkpoint import quiet_transformers
-    from edgeslim.evaluate.reduction import Amount
     from edgeslim.evaluate.torch_prompts import checkpoint_reduction
 
     with quiet_transformers():
         return checkpoint_reduction(
             checkpoint,
             text,
-            amount=Amount(
-                seqlen=recipe.seqlen,
-                suffix=max(1, min(64, recipe.seqlen // 4)),
-                windows=recipe.windows,
-                prompts=recipe.prompts,
-                seeds=tuple(range(recipe.seeds)),
-            ),
+            _amount(recipe),
             device=torch_device(recipe.device),
             on_progress=_labelled(progress, "scoring, reduced and dense"),
         )
+
+
+def _eval_reducing_bundle(bundle: Path, text: str, recipe: EvalRecipe, progress: Progress) -> "ReductionResult":
+    """Compare a bundle that reduces its prompts with itself unreduced."""
+    from edgeslim.evaluate.bundle_prompts import bundle_reduction
+
+    return bundle_reduction(
+        bundle, text, _amount(recipe), on_progress=_labelled(progress, "scoring the bundle, reduced and dense")
+    )
+
+
+def _amount(recipe: EvalRecipe) -> "Amount":
+    """Return how much the reduction suite scores."""
+    from edgeslim.evaluate.reduction_suite import Amount
+
+    return Amount(
+        seqlen=recipe.seqlen,
+        suffix=max(1, min(64, recipe.seqlen // 4)),
+        windows=recipe.windows,
+        prompts=recipe.prompts,
+        seeds=tuple(range(recipe.seeds)),
+    )
 
 
 def _labelled(progress: Progress, label: str) -> Callable[[int, int], None]:

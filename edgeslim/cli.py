@@ -488,7 +488,7 @@ def evaluate(
         )
     if as_json:
         return _print_json(asdict(result))
-    from edgeslim.evaluate.reduction import ReductionResult
+    from edgeslim.evaluate.reduction_suite import ReductionResult
 
     if isinstance(result, ReductionResult):
         from edgeslim.tables import print_reduction

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeslim.evaluate.reduction import ReductionResult
+    from edgeslim.evaluate.reduction_suite import ReductionResult
     from edgeslim.runtime.inspection import Inspection
     from edgeslim.runtime.kernel_bench import KernelReport
 

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 import edgeslim
 from edgeslim.cli import app
-from edgeslim.errors import RecipeError
 
 RUN = CliRunner()
 
@@ -163,9 +162,3 @@ def test_a_missing_package_names_the_extra_that_brings_it(
 def test_a_fault_of_usage_exits_2() -> None:
     assert RUN.invoke(app, ["prune"]).exit_code == 2
     assert RUN.invoke(app, ["prune", "model", "-o", "out", "--sparsity", "half"]).exit_code == 2
-
-
-def test_the_reduction_suite_of_a_bundle_is_refused_instead_of_scored_as_another(tmp_path: Path) -> None:
-    (tmp_path / "edgeslim.json").write_text("{}")
-    with pytest.raises(RecipeError, match="suite reduction scores checkpoints, and this is a bundle"):
-        edgeslim.eval(tmp_path, suite="reduction")

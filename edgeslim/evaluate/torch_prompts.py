@@ -9,19 +9,14 @@ import torch
 from edgeslim.checkpoint import Checkpoint
 from edgeslim.errors import EvaluationError
 from edgeslim.evaluate.perplexity import encode_text
-from edgeslim.evaluate.recall import RecallTask, RecallVocabulary
-from edgeslim.evaluate.reduction import (
-    PROMPT,
+from edgeslim.evaluate.reduction import Logits, PromptModel, Tokens
+from edgeslim.evaluate.reduction_suite import (
+    LEAST_TEXT_IDS,
     Amount,
-    Logits,
     Progress,
-    PromptModel,
     ReductionResult,
-    Scores,
-    Tokens,
-    compare,
-    recall_tasks,
-    score,
+    beside_dense,
+    tasks_for,
 )
 from edgeslim.reducer import read_config
 from edgeslim.tokens.plan import ReductionPlan, plan_of_config
@@ -49,10 +44,6 @@ class TorchPromptModel:
         return logits.cpu().numpy()
 
 
-LEAST_TEXT_IDS = 256
-"""A model of fewer token ids is not scored on text: it cannot have been trained on any."""
-
-
 def checkpoint_reduction(
     checkpoint: Checkpoint,
     text: str,
@@ -69,15 +60,16 @@ def checkpoint_reduction(
     plan = plan_of_config(config, checkpoint.folder / "config.json")
     if plan is None:
         raise EvaluationError(f"{checkpoint.folder}: no plan of token reduction; write one with `edgeslim reduce`")
-    model, tokens, tasks = checkpoint.load(), text_tokens(checkpoint, config, text), tasks_for(config)
-
-    def half(number: int) -> Progress | None:
-        return None if on_progress is None else lambda done, total: on_progress(number * total + done, 2 * total)
-
-    def scores(number: int, used: ReductionPlan | None) -> Scores:
-        return score(prompt_models(model, used, device), tokens, tasks, amount, on_progress=half(number))
-
-    return compare(scores(0, plan), scores(1, None), tasks, amount, plan.to_json())
+    model, tokens = checkpoint.load(), text_tokens(checkpoint, config, text)
+    return beside_dense(
+        prompt_models(model, plan, device),
+        prompt_models(model, None, device),
+        tokens,
+        tasks_for(config),
+        amount.fitted(config.get("vocab_size") or 0),
+        plan=plan.to_json(),
+        on_progress=on_progress,
+    )
 
 
 def prompt_models(model: Any, plan: ReductionPlan | None, device: str = "cpu") -> Callable[[int], PromptModel]:
@@ -91,12 +83,3 @@ def text_tokens(checkpoint: Checkpoint, config: dict[str, Any], text: str) -> To
         return None
     tokenizer = checkpoint.tokenizer()
     return encode_text(text, lambda t, special: tokenizer(t, add_special_tokens=special, verbose=False)["input_ids"])
-
-
-def tasks_for(config: dict[str, Any], items: tuple[int, ...] = (4,)) -> list[RecallTask]:
-    """Return the recall tasks that fit the model's vocabulary and context; none where they do not."""
-    vocabulary = RecallVocabulary()
-    if config.get("vocab_size", 0) < vocabulary.first + vocabulary.size:
-        return []
-    context = config.get("max_position_embeddings") or 1 << 30
-    return recall_tasks(vocabulary, items=items, length=min(PROMPT, context - max(items)))

@@ -21,8 +21,8 @@ import torch
 from edgeslim.checkpoint import Checkpoint, quiet_transformers
 from edgeslim.corpus import standard_library_text
 from edgeslim.evaluate.recall import RecallTask
-from edgeslim.evaluate.reduction import PROMPT, RELIABLE, Amount, Scores, compare, score
-from edgeslim.evaluate.torch_prompts import prompt_models, tasks_for, text_tokens
+from edgeslim.evaluate.reduction_suite import PROMPT, RELIABLE, Amount, Scores, compare, score, tasks_for
+from edgeslim.evaluate.torch_prompts import prompt_models, text_tokens
 from edgeslim.recipe import ReduceRecipe
 from edgeslim.reducer import plan_reduction, read_config
 from edgeslim.tokens.plan import ReductionPlan

@@ -11,16 +11,14 @@ from hypothesis import strategies as st
 
 from edgeslim.errors import EvaluationError, RecipeError
 from edgeslim.evaluate.recall import RecallTask, RecallVocabulary
-from edgeslim.evaluate.reduction import (
+from edgeslim.evaluate.reduction import score_recall, score_text, text_windows
+from edgeslim.evaluate.reduction_suite import (
     Amount,
     compare,
     mean_with_interval,
     recall_tasks,
     score,
-    score_recall,
-    score_text,
     summarize_recall,
-    text_windows,
 )
 from edgeslim.evaluate.torch_prompts import TorchPromptModel
 from edgeslim.tokens.plan import ReductionPlan

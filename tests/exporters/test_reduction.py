@@ -2,20 +2,19 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from families import VOCAB, save_tiny
+from families import CORPUS, VOCAB, save_tiny
 from transformers import AutoModelForCausalLM
 
-from edgeslim.errors import BundleError, ExportError, ParityError
+import edgeslim
+from edgeslim.errors import BundleError, EvaluationError, ExportError, ParityError
 from edgeslim.evaluate.bundle import session_scorer
-from edgeslim.evaluate.bundle_prompts import BundlePromptModel
-from edgeslim.evaluate.reduction import score_text
-from edgeslim.evaluate.torch_prompts import TorchPromptModel
 from edgeslim.exporters import export_checkpoint, reduced_parity
 from edgeslim.exporters.graph import build_graph
 from edgeslim.exporters.passes import run_passes
@@ -312,14 +311,42 @@ def test_session_options_of_a_bundle_without_genai_config_come_from_the_manifest
     assert session.config.session_options["custom_ops_library"] == session.library.inside
 
 
-def test_a_bundle_is_scored_as_pytorch_scores_the_same_reduction(shop):
-    windows = prompt(3, 48)
-    for family in ("mamba2", "llama"):
-        plan = plan_for(metric=metric_of(family))
-        found = score_text(BundlePromptModel(shop.bundle(family, plan), threads=1), windows, 10)
-        expected = score_text(TorchPromptModel(shop.model(family), plan), windows, 10)
-        np.testing.assert_allclose(found.suffix, expected.suffix, atol=1e-4)
-        np.testing.assert_allclose(found.context, expected.context, atol=1e-4)
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "llama", "mistral"])
+def test_the_suite_scores_a_bundle_as_pytorch_scores_the_same_checkpoint(shop, family, tmp_path):
+    """Reduced and unreduced: that of a bundle is the bundle itself, its first token fed alone."""
+    plan = plan_for(metric=metric_of(family))
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(CORPUS) * 4)
+    options = {"suite": "reduction", "text": str(text), "seqlen": 48, "seeds": 2, "windows": 3, "prompts": 2}
+    found = asdict(edgeslim.eval(shop.bundle(family, plan), **options))
+    expected = asdict(edgeslim.eval(shop.reduced_checkpoint(family, plan), **options))
+
+    assert expected["suffix_ratio"] != 1
+    assert expected["coverage"] < 0.8
+    assert len(expected["recall"]) == 10
+    for name in expected.keys() - {"seeds", "plan", "recall", "dense_recall"}:
+        assert found.pop(name) == pytest.approx(expected.pop(name), rel=1e-4)
+    assert found == expected
+
+
+def test_a_bundle_of_a_model_that_recalls_is_scored_as_pytorch_scores_it(shop):
+    """A random drop loses part of the lists; the bundle's own unreduced way knows nearly all of them."""
+    plan = plan_for("random", layers=(3,), ratio=0.6)
+    name = "recall-mamba2"
+    found, expected = (
+        edgeslim.eval(model, suite="reduction", seeds=1, prompts=3)
+        for model in (shop.bundle(name, plan), shop.reduced_checkpoint(name, plan))
+    )
+
+    assert found == expected
+    assert found.suffix_perplexity is None  # 65 characters: no text
+    assert 0.2 < np.mean([task.accuracy for task in found.recall]) < 0.95
+    assert np.mean([task.accuracy for task in found.dense_recall]) > 0.98
+
+
+def test_a_bundle_that_reduces_nothing_has_nothing_to_compare(bundle):
+    with pytest.raises(EvaluationError, match="does not reduce its prompts; write a plan with `edgeslim reduce`"):
+        edgeslim.eval(bundle("mamba2"), suite="reduction")
 
 
 def test_perplexity_goes_through_the_kept_positions_only(shop):
