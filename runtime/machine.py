@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 _CPUINFO = Path("/proc/cpuinfo")
+_CPU = Path("/sys/devices/system/cpu")
 # The first name whose flags are all there is the machine's: the most useful for 8-bit products stands first.
 _ISA = (
     ("avx512-vnni", {"avx512f", "avx512_vnni"}),
@@ -50,6 +51,14 @@ def isa(cpuinfo: Path = _CPUINFO) -> str:
     found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
     flags = set(found[1].split()) if found else set()
     return next((name for name, needed in _ISA if needed <= flags), platform.machine().lower())
+
+
+def governor(cpu: Path = _CPU) -> str | None:
+    """Return what sets the first CPU's clock, e.g. ``schedutil``; None where the kernel does not say."""
+    try:
+        return (cpu / "cpu0/cpufreq/scaling_governor").read_text(encoding="ascii").strip() or None
+    except OSError:
+        return None
 
 
 def usable_cpus() -> list[int]:

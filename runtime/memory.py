@@ -17,6 +17,21 @@ def current_rss() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def current_pss(proc: Path = _PROC_SELF) -> int | None:
+    """Return this process's proportional set size: resident bytes, those shared with other processes in their parts;
+    None where the kernel does not say."""
+    try:
+        return parse_pss((proc / "smaps_rollup").read_text(encoding="utf-8"))
+    except OSError:
+        return None
+
+
+def parse_pss(rollup: str) -> int | None:
+    """Return the bytes of the ``Pss`` line of a Linux /proc/PID/smaps_rollup text; None where there is none."""
+    found = re.search(r"^Pss:\s+(\d+) kB$", rollup, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
 def reset_peak(proc: Path = _PROC_SELF) -> bool:
     """Set the peak back to the present where the kernel permits it; return whether it did."""
     try:

@@ -29,9 +29,10 @@ class Profile:
     `isa` is what the products run on: the kernel variant of a bundle with packed matrices, ``function bodies`` where
     its library is missing, else the machine's. `load_s` is the model's load alone, its file as warm as the page cache
     has it; `ttft_ms_*` run from the prompt to the first token chosen; `prefill_tok_s` counts tokens given;
-    `base_rss_bytes` is taken before the load, imports included; caches are made for `prompt_tokens` + `new_tokens`;
-    `energy_j_per_token` is what the CPU packages drew per decoded token; it and `temperature_c` are None where the
-    kernel gives no reading.
+    `base_rss_bytes` is taken before the load, imports included, `pss_bytes` (proportional: pages shared with other
+    processes in their parts) after the last run; caches are made for `prompt_tokens` + `new_tokens`; `governor` sets
+    the CPU's clock; `energy_j_per_token` is what the CPU packages drew per decoded token; it, `temperature_c`,
+    `pss_bytes` and `governor` are None where the kernel gives no reading.
     """
 
     device: str
@@ -49,10 +50,12 @@ class Profile:
     decode_ms_p90: float
     base_rss_bytes: int
     peak_rss_bytes: int
+    pss_bytes: int | None = None
     bundle_bytes: int
     weight_bytes: int
     energy_j_per_token: float | None
     temperature_c: float | None
+    governor: str | None = None
     repeats: int
     warmup: int
     measured: bool = True

@@ -18,7 +18,7 @@ from edgeslim.runtime.energy import EnergyMeter, cpu_temperature
 from edgeslim.runtime.engines import engine_version, import_engine
 from edgeslim.runtime.library import KernelLibrary
 from edgeslim.runtime.machine import LoadWatch
-from edgeslim.runtime.memory import current_rss, peak_rss, reset_peak
+from edgeslim.runtime.memory import current_pss, current_rss, peak_rss, reset_peak
 from edgeslim.runtime.native_session import NativeSession
 from edgeslim.runtime.profiler import MARK
 from edgeslim.runtime.session import GenaiSession, OrtSession, Session, Tokens, open_session
@@ -68,8 +68,10 @@ def measure(
         **summarise(runs[warmup:], prompt_tokens),
         "energy_j_per_token": _per_token(meter.joules(), repeats * (new_tokens - 1)),
         "temperature_c": cpu_temperature(),
+        "governor": machine.governor(),
         "base_rss_bytes": base,
         "peak_rss_bytes": peak_rss(),
+        "pss_bytes": current_pss(),
         "load": asdict(watch.read()),
         "remarks": [session.library.warning] if session.library.warning else [],
     }

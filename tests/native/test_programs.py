@@ -1,6 +1,8 @@
 """The native programs: variants compared and the runtime tried without Python, readers fuzzed, the ABI checked by the
 official header."""
 
+import hashlib
+import itertools
 import json
 import os
 import re
@@ -99,6 +101,41 @@ def test_the_bench_program_prints_the_keys_of_a_profile(sanitized: Path, onnxrun
     assert profile.bundle_bytes == bundle_bytes(tmp_path)
     assert profile.weight_bytes == (tmp_path / "model.onnx.data").stat().st_size
     assert profile.peak_rss_bytes > profile.base_rss_bytes > 0
+
+
+def test_sensors_are_read_from_before_the_load_to_after_the_last_run(
+    sanitized: Path, onnxruntime: Path, tmp_path: Path
+) -> None:
+    from edgeslim.exporters.bundle import export_checkpoint
+
+    bundle, sensor = tmp_path / "bundle", tmp_path / "temp"
+    bundle.mkdir()
+    export_checkpoint(MODELS / "tiny-llama", bundle, weights="fp32", lowering="dense")
+    sensor.write_text('42"000\n')
+    options = ["--prompt-tokens", "2", "--new-tokens", "2", "--repeats", "2", "--ort", onnxruntime]
+
+    printed = json.loads(
+        _run(sanitized / "edgeslim-bench", bundle, *options, "--sample", sensor, "--sample", tmp_path / "none")
+    )
+
+    phases = [(phase["phase"], phase["run"]) for phase in printed["phases"]]
+    runs = [(phase, run) for run in (-1, 0, 1) for phase in ("prefill", "decode")]
+    assert phases == [("load", 0), *runs], "a warm-up is below 0"
+    assert all(one["end"] <= next_["begin"] for one, next_ in itertools.pairwise(printed["phases"]))
+    assert {(sample["path"], sample["text"]) for sample in printed["samples"]} == {(str(sensor), '42"000\n')}
+    assert printed["samples"][0]["seconds"] <= printed["phases"][0]["end"]
+    assert printed["samples"][-1]["seconds"] >= printed["phases"][-1]["end"]
+
+
+def test_hashes_of_files_are_those_of_sha256sum(sanitized: Path, tmp_path: Path) -> None:
+    contents = {size: bytes(i * 7 % 256 for i in range(size)) for size in (0, 1, 55, 56, 63, 64, 65, 119, 120, 200_000)}
+    for size, content in contents.items():
+        (tmp_path / str(size)).write_bytes(content)
+
+    printed = _run(sanitized / "edgeslim-bench", "--sha256", *(tmp_path / str(size) for size in contents))
+
+    expected = [f"{hashlib.sha256(content).hexdigest()}  {tmp_path / str(size)}" for size, content in contents.items()]
+    assert printed.splitlines() == expected
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from edgeslim.runtime.machine import (
     busy_warning,
     default_threads,
     describe,
+    governor,
     isa,
     probe_load,
     usable_cpus,
@@ -84,3 +85,10 @@ def test_our_own_work_is_not_counted_as_others(monkeypatch):
 
 def test_the_kernels_counters_can_be_read():
     assert probe_load(0.05).others >= 0
+
+
+def test_the_governor_is_the_first_cpu_s_or_not_known(tmp_path):
+    assert governor(tmp_path) is None
+    (tmp_path / "cpu0" / "cpufreq").mkdir(parents=True)
+    (tmp_path / "cpu0" / "cpufreq" / "scaling_governor").write_text("schedutil\n")
+    assert governor(tmp_path) == "schedutil"

@@ -7,7 +7,15 @@ import pytest
 
 from edgeslim.errors import BundleError
 from edgeslim.runtime.manifest import Manifest
-from edgeslim.runtime.memory import bundle_bytes, current_rss, parse_vm_hwm, peak_rss, reset_peak, weight_bytes
+from edgeslim.runtime.memory import (
+    bundle_bytes,
+    current_pss,
+    current_rss,
+    parse_vm_hwm,
+    peak_rss,
+    reset_peak,
+    weight_bytes,
+)
 
 
 def test_the_peak_is_the_vmhwm_line_in_bytes(tmp_path):
@@ -19,6 +27,14 @@ def test_without_the_line_the_resource_usage_is_taken(tmp_path):
     (tmp_path / "status").write_text("Name:\tpython\n")
     assert parse_vm_hwm("Name:\tpython\n") is None
     assert peak_rss(tmp_path) > 1 << 20
+
+
+def test_the_proportional_size_is_the_pss_line_in_bytes(tmp_path):
+    assert current_pss(tmp_path) is None
+    (tmp_path / "smaps_rollup").write_text(
+        "559600000000-7ffd00000000 ---p 00000000 00:00 0    [rollup]\nRss:   2000 kB\nPss:    77 kB\nPss_Anon:  5 kB\n"
+    )
+    assert current_pss(tmp_path) == 77 * 1024
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

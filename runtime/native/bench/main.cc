@@ -3,17 +3,23 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <vector>
 
+#include "bench/sampler.h"
+#include "bench/sha256.h"
 #include "include/edgeslim.h"
 
 namespace {
 
 constexpr char kUsage[] =
     "usage: edgeslim-bench BUNDLE [--prompt-tokens 128] [--new-tokens 64] [--threads N] [--repeats 5] [--warmup 1]\n"
-    "                      [--ort PATH] [--graph FILE] [--bodies]\n"
+    "                      [--ort PATH] [--graph FILE] [--bodies] [--sample PATH]...\n"
+    "       edgeslim-bench --sha256 FILE...\n"
     "Prints one JSON object. PATH is ONNX Runtime's library or the folder it lies in; without it the environment\n"
-    "variable EDGESLIM_ONNXRUNTIME and then the system are asked. --bodies runs operators by their function bodies.\n";
+    "variable EDGESLIM_ONNXRUNTIME and then the system are asked. --bodies runs operators by their function bodies.\n"
+    "--sample reads a sensor's file ten times a second meanwhile; the object then has `phases` and `samples` too.\n"
+    "--sha256 prints the hash of each file, as sha256sum does.\n";
 
 bool read_count(const char* text, int32_t* value) {
   char* end = nullptr;
@@ -33,15 +39,35 @@ void show_progress(int32_t done, int32_t total, void*) {
   std::fprintf(stderr, "\rrun %d of %d%s", int(done), int(total), done == total ? "\n" : "");
 }
 
+void note_phase(int32_t phase, int32_t run, double begin, double end, void* sampler) {
+  static_cast<edgeslim::Sampler*>(sampler)->add({phase, run, begin, end});
+}
+
+int print_hashes(int count, char** files) {
+  int failed = 0;
+  for (int i = 0; i < count; ++i) {
+    const std::string hash = edgeslim::sha256_of(files[i]);
+    if (hash.empty()) {
+      std::fprintf(stderr, "error: %s: %s\n", files[i], std::strerror(errno));
+      failed = 1;
+    } else {
+      std::printf("%s  %s\n", hash.c_str(), files[i]);
+    }
+  }
+  return failed;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc > 1 && !std::strcmp(argv[1], "--sha256")) return print_hashes(argc - 2, argv + 2);
   edgeslim_model_options model = {};
   edgeslim_profile_options options = {};
   model.size = sizeof model;
   options.size = sizeof options;
   options.on_run = show_progress;
   const char* bundle = nullptr;
+  std::vector<std::string> sensors;
   const struct {
     const char* name;
     int32_t* to;
@@ -58,6 +84,8 @@ int main(int argc, char** argv) {
       model.onnxruntime = next, ++i;
     } else if (!std::strcmp(argv[i], "--graph")) {
       model.graph = next, ++i;
+    } else if (!std::strcmp(argv[i], "--sample")) {
+      sensors.emplace_back(next), ++i;
     } else if (argv[i][0] == '-') {
       known = false;
       for (const auto& count : counts)
@@ -74,10 +102,19 @@ int main(int argc, char** argv) {
   std::vector<char> json(1 << 16);
   size_t needed = 0;
   edgeslim_error error;
+  edgeslim::Sampler sampler(sensors);
+  options.user = &sampler;
+  options.on_phase = note_phase;
   if (edgeslim_profile(bundle, &model, &options, json.data(), json.size(), &needed, &error)) {
     std::fprintf(stderr, "error: %s\n", error.message);
     return 1;
   }
-  std::printf("%s\n", json.data());
+  sampler.stop();
+  std::string object(json.data(), needed);
+  if (!sensors.empty()) {
+    object.back() = ',';
+    object += " " + sampler.json() + "}";
+  }
+  std::printf("%s\n", object.c_str());
   return 0;
 }

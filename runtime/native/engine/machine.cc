@@ -147,6 +147,14 @@ int64_t peak_resident_bytes() {
 #endif
 }
 
+int64_t proportional_bytes() {
+#if defined(__linux__)
+  return std::atoll(field(kernel_text("/proc/self/smaps_rollup"), "Pss").c_str()) * 1024;
+#else
+  return 0;
+#endif
+}
+
 void reset_peak() {
 #if defined(__linux__)
   if (std::FILE* file = std::fopen("/proc/self/clear_refs", "w")) {
@@ -165,6 +173,8 @@ double cpu_temperature() {
   }
   return NAN;
 }
+
+std::string cpu_governor() { return read_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"); }
 
 double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

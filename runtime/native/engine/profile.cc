@@ -34,7 +34,13 @@ std::vector<int32_t> random_tokens(int64_t vocabulary, int32_t count) {
   return tokens;
 }
 
-Status run_once(Session* session, const std::vector<int32_t>& prompt, int32_t new_tokens, Run* run) {
+void tell(const edgeslim_profile_options& o, int32_t phase, int32_t run, double begin, double end) {
+  if (o.on_phase) o.on_phase(phase, run, begin, end, o.user);
+}
+
+// `number` is the run's: warm-ups are below 0.
+Status run_once(Session* session, const std::vector<int32_t>& prompt, const edgeslim_profile_options& o, int32_t number,
+                Run* run) {
   const double begin = seconds();
   session->reset();
   const double ready = seconds();
@@ -43,12 +49,15 @@ Status run_once(Session* session, const std::vector<int32_t>& prompt, int32_t ne
   const double first = seconds();
   run->first = first - begin;
   run->prefill = first - ready;
-  for (int32_t i = 1; i < new_tokens; ++i) {
+  tell(o, EDGESLIM_PHASE_PREFILL, number, ready, first);
+  const double decoding = seconds();
+  for (int32_t i = 1; i < o.new_tokens; ++i) {
     const double before = seconds();
     if (Status s = session->feed(&token, 1); s.failed()) return s;
     token = likeliest(*session);
     run->steps.push_back(seconds() - before);
   }
+  tell(o, EDGESLIM_PHASE_DECODE, number, decoding, seconds());
   return {};
 }
 
@@ -57,6 +66,8 @@ class Object {
  public:
   void text(const char* name, const std::string& value) { add(name, quoted(value)); }
   void integer(const char* name, int64_t value) { add(name, std::to_string(value)); }
+  void text_if_any(const char* name, const std::string& value) { add(name, value.empty() ? "null" : quoted(value)); }
+  void bytes_if_any(const char* name, int64_t value) { add(name, value ? std::to_string(value) : "null"); }
   void number(const char* name, double value) {
     char digits[40];
     std::snprintf(digits, sizeof digits, "%.9g", value);
@@ -115,7 +126,7 @@ Status measure(Session* session, const edgeslim_profile_options& o, std::vector<
   const std::vector<int32_t> prompt = random_tokens(session->model().vocab_size, o.prompt_tokens);
   for (int32_t i = 0; i < o.warmup + o.repeats; ++i) {
     Run run;
-    if (Status s = run_once(session, prompt, o.new_tokens, &run); s.failed()) return s;
+    if (Status s = run_once(session, prompt, o, i - o.warmup, &run); s.failed()) return s;
     if (i >= o.warmup) runs->push_back(std::move(run));
     if (o.on_run) o.on_run(i + 1, o.warmup + o.repeats, o.user);
   }
@@ -145,6 +156,7 @@ Status profile(const char* folder, const edgeslim_model_options& asked, const ed
   room.room = model->grows() ? int64_t(o.prompt_tokens) + o.new_tokens : 0;
   if (Status s = session->open(*model, room); s.failed()) return s;
   const double load = seconds() - begin;
+  tell(o, EDGESLIM_PHASE_LOAD, 0, begin, begin + load);
   std::vector<Run> runs;
   if (Status s = measure(session.get(), o, &runs); s.failed()) return s;
   Object out;
@@ -159,12 +171,14 @@ Status profile(const char* folder, const edgeslim_model_options& asked, const ed
   add_speeds(runs, o.prompt_tokens, &out);
   out.integer("base_rss_bytes", base);
   out.integer("peak_rss_bytes", peak_resident_bytes());
+  out.bytes_if_any("pss_bytes", proportional_bytes());
   out.integer("bundle_bytes", folder_bytes(folder));
   const int64_t data = file_bytes(model->bundle.folder + "/model.onnx.data");
   const int64_t graph = file_bytes(model->bundle.folder + "/" + model->bundle.graph);
   out.integer("weight_bytes", model->bundle.weight_bytes ? model->bundle.weight_bytes : data >= 0 ? data : graph);
   out.add("energy_j_per_token", "null");
   out.number("temperature_c", cpu_temperature());
+  out.text_if_any("governor", cpu_governor());
   out.integer("repeats", o.repeats);
   out.integer("warmup", o.warmup);
   out.add("measured", "true");

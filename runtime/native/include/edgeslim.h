@@ -198,6 +198,8 @@ EDGESLIM_CALL int32_t edgeslim_session_restore(edgeslim_session* session, const 
 
 /* ---- profiles ---------------------------------------------------------------------------------------------------- */
 
+enum { EDGESLIM_PHASE_LOAD = 0, EDGESLIM_PHASE_PREFILL = 1, EDGESLIM_PHASE_DECODE = 2 };
+
 typedef struct edgeslim_profile_options {
   uint32_t size;
   int32_t prompt_tokens; /* 0: 128 */
@@ -207,6 +209,8 @@ typedef struct edgeslim_profile_options {
   int32_t reserved;
   void (*on_run)(int32_t done, int32_t total, void* user); /* may be null */
   void* user;
+  /* After each phase, in seconds of the monotonic clock; may be null. Counted runs are 0, 1, …; warm-ups are below 0. */
+  void (*on_phase)(int32_t phase, int32_t run, double begin, double end, void* user);
 } edgeslim_profile_options;
 
 /* Measures the bundle in `folder` with random tokens and writes the profile, a JSON object, into `json` [capacity] with
