@@ -20,7 +20,9 @@ from edgeslim.exporters.packed import Form
 DOMAIN = "edgeslim"
 VERSION = 1
 LINEAR, GATHER, ATTENTION = "PackedLinear", "PackedGather", "GroupQueryAttention"
-CONV, SCAN = "CausalConv", "StateSpaceScan"
+CONV, SCAN, SELECTIVE_SCAN = "CausalConv", "StateSpaceScan", "SelectiveScan"
+GATED = "gated"
+"""Overload of the selective scan that is given a gate."""
 POSITIONS = "positions"
 """Overload of attention that is told the positions of its tokens."""
 LINEAR_INPUTS = ("x", "values", "scales", "masks", "offsets", "bias", "gate", "norm", "residual")
@@ -40,6 +42,7 @@ ATTENTION_INPUTS = (
 ATTENTION_ATTRIBUTES = ("num_heads", "kv_num_heads", "scale", "do_rotary", "rotary_interleaved", "local_window_size")
 CONV_INPUTS = ("x", "weight", "bias", "past_state")
 SCAN_INPUTS = ("xbc", "dt", "dt_bias", "A_log", "D", "past_state")
+SELECTIVE_SCAN_INPUTS = ("x", "dt", "dt_bias", "A_log", "D", "b", "c", "past_state", "gate")
 OPTIONAL = LINEAR_INPUTS[5:]
 OPSET = 23
 """Opset of the bodies: the first with RMSNormalization."""
@@ -151,11 +154,31 @@ def scan_function() -> ir.Function:
     return _stateful_function(SCAN, sizes, SCAN_INPUTS, [*lines, *_SCAN])
 
 
+def selective_scan_function(*, gated: bool = False) -> ir.Function:
+    """Return the body of SelectiveScan: com.microsoft's LinearAttention with a head a channel, as `ssm.selective` has
+    it; `gated`: the overload of nodes that have a gate."""
+    columns = {"x": "channels", "dt": "channels", "b": "size", "c": "size", **({"gate": "channels"} if gated else {})}
+    lines = list(_SELECTIVE_SIZES)
+    for name, count in columns.items():
+        lines += [
+            f"{name}_first = Constant <value_int: int = @{name}_start> ()",
+            f"{name}_from = Reshape({name}_first, one)",
+            f"{name}_to = Add({name}_from, {count})",
+            f"{name}_columns = Slice({name}, {name}_from, {name}_to, last)",
+        ]
+    lines += _SELECTIVE_SCAN
+    lines += _SELECTIVE_GATE if gated else ["y = Identity(total)"]
+    attributes = ("num_channels", *(f"{name}_start" for name in ("x", "dt", "b", "c", "gate")))
+    overload = GATED if gated else ""
+    return _stateful_function(SELECTIVE_SCAN, attributes, SELECTIVE_SCAN_INPUTS, lines, overload)
+
+
 def _stateful_function(
-    name: str, attributes: tuple[str, ...], inputs: tuple[str, ...], lines: list[str]
+    name: str, attributes: tuple[str, ...], inputs: tuple[str, ...], lines: list[str], overload: str = ""
 ) -> ir.Function:
+    named = f', overload: "{overload}"' if overload else ""
     text = (
-        f'<opset_import: ["" : {OPSET}, "com.microsoft" : 1], domain: "{DOMAIN}">\n'
+        f'<opset_import: ["" : {OPSET}, "com.microsoft" : 1], domain: "{DOMAIN}"{named}>\n'
         f"{name} <{', '.join(attributes)}> ({', '.join(inputs)}) => (y, present_state) {{\n  "
         + "\n  ".join(lines)
         + "\n}"
@@ -479,4 +502,38 @@ _SCAN = [
     "skipped_heads = Mul(skip, x_heads)",
     "skipped = Reshape(skipped_heads, inner_shape)",
     "y = Add(scanned, skipped)",
+]
+_SELECTIVE_SIZES = [
+    "one = Constant <value_ints = [1]> ()",
+    "last = Constant <value_ints = [-1]> ()",
+    "channels = Shape <start = 0, end = 1> (A_log)",
+    "size = Shape <start = 1, end = 2> (A_log)",
+]
+_SELECTIVE_SCAN = [
+    "channel_axis = Constant <value_ints = [2]> ()",
+    "flat_shape = Constant <value_ints = [0, 0, -1]> ()",
+    "repeats = Concat <axis = 0> (one, one, channels, one)",
+    "dt_biased = Add(dt_columns, dt_bias)",
+    "step = Softplus(dt_biased)",
+    "rate = Exp(A_log)",
+    "minus_rate = Neg(rate)",
+    "step_column = Unsqueeze(step, last)",
+    "decays = Mul(step_column, minus_rate)",
+    "decay = Reshape(decays, flat_shape)",
+    "b_row = Unsqueeze(b_columns, channel_axis)",
+    "b_repeated = Expand(b_row, repeats)",
+    "key = Reshape(b_repeated, flat_shape)",
+    "c_row = Unsqueeze(c_columns, channel_axis)",
+    "c_repeated = Expand(c_row, repeats)",
+    "query = Reshape(c_repeated, flat_shape)",
+    "value = Mul(step, x_columns)",
+    "scanned, present_state = com.microsoft.LinearAttention <q_num_heads: int = @num_channels, "
+    'kv_num_heads: int = @num_channels, scale = 1.0, update_rule = "gated"> (query, key, value, past_state, decay)',
+    "skipped = Mul(x_columns, D)",
+    "total = Add(scanned, skipped)",
+]
+_SELECTIVE_GATE = [
+    "sigmoid = Sigmoid(gate_columns)",
+    "silu = Mul(gate_columns, sigmoid)",
+    "y = Mul(total, silu)",
 ]

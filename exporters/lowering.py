@@ -18,6 +18,7 @@ from edgeslim.exporters.passes.fuse_attention import FuseAttention
 from edgeslim.exporters.passes.fuse_causal_conv import FuseCausalConv
 from edgeslim.exporters.passes.fuse_gate import FuseGate
 from edgeslim.exporters.passes.fuse_norm import FuseNorm
+from edgeslim.exporters.passes.fuse_selective_scan import FuseSelectiveScan
 from edgeslim.exporters.passes.fuse_state_space import FuseStateSpace
 from edgeslim.exporters.passes.fuse_sums import FuseSums
 from edgeslim.exporters.passes.gather_linears import GatherLinears, channels, find_patterns, stored_weights
@@ -26,6 +27,7 @@ from edgeslim.exporters.passes.half_weights import HalfWeights
 from edgeslim.exporters.passes.join_linears import JoinLinears
 from edgeslim.exporters.passes.packed_linears import PackedLinears
 from edgeslim.exporters.passes.quantize_linears import QuantizeLinears, stock_form
+from edgeslim.exporters.passes.read_columns import ReadColumns
 from edgeslim.exporters.passes.split_skip_norms import SplitSkipNorms
 from edgeslim.exporters.passes.standard_operators import StandardOperators
 from edgeslim.exporters.passes.store_packed import Choice, StoredMatrix, StorePacked
@@ -69,7 +71,7 @@ def lower(model: ir.Model, plan: Plan, scratch: Path, progress: Progress = lambd
     selected = {node for node, layer in measured.items() if plan.select(layer)}
     run_passes(model, [PackedLinears(select=lambda node: (node.name or "") in selected, lookups=plan.bits < 32)])
     run_passes(model, [SplitSkipNorms(), FuseNorm(), FuseGate(), JoinLinears(plan.joinable), FuseSums()])
-    run_passes(model, [FuseAttention(), FuseCausalConv(), FuseStateSpace()])
+    run_passes(model, [FuseAttention(), FuseCausalConv(), FuseStateSpace(), FuseSelectiveScan(), ReadColumns()])
     store = StorePacked(_chooser(model.graph, plan), scratch, progress=progress)
     run_passes(model, [store])
     plain = {node: layer for node, layer in measured.items() if node not in store.stored}

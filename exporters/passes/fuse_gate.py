@@ -16,14 +16,14 @@ class FuseGate(ir.passes.InPlacePass):
         found = False
         for node in linear_nodes(model.graph):
             x = operand(node, "x")
-            parts = None if operand(node, "gate") is not None or x is None else _gated(x)
+            parts = None if operand(node, "gate") is not None or x is None else gated_parts(x)
             if parts is not None and sole_user(x) is node:
                 _fuse(model.graph, node, *parts)
                 found = True
         return ir.passes.PassResult(model, found)
 
 
-def _gated(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+def gated_parts(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
     """Return (u, g) when `value` is u * silu(g), else None."""
     product = value.producer()
     if product is None or product.op_type != "Mul":

@@ -18,6 +18,7 @@ const CustomOp* packed_gather();
 const CustomOp* group_query_attention();
 const CustomOp* causal_conv();
 const CustomOp* state_space_scan();
+const CustomOp* selective_scan();
 
 namespace {
 
@@ -31,7 +32,7 @@ Status* domain_for(const Api* api, OpDomain** domain) {
   const Functions f(api);
   if (Status* status = f.create_domain("edgeslim", domain)) return status;
   for (const CustomOp* op : {packed_linear(), packed_gather(), group_query_attention(), causal_conv(),
-                             state_space_scan()})
+                             state_space_scan(), selective_scan()})
     if (Status* status = f.domain_add(*domain, op)) return status;
   made->emplace_back(api, *domain);
   return nullptr;

@@ -11,6 +11,7 @@
 #include "packed_linear/generic.h"
 #include "packed_linear/spread.h"
 #include "state_space/generic.h"
+#include "state_space/selective_generic.h"
 
 namespace edgeslim {
 namespace {
@@ -72,6 +73,37 @@ struct Ymm {
     return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
   }
   static Ymm power_of_two(Ymm a) { return {power(a.lo), power(a.hi)}; }
+  static __m256 plus_exponent(__m256 p, __m256 n) {
+    const __m256i up = _mm256_slli_epi32(_mm256_castps_si256(n), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), up));
+  }
+  static Ymm add_exponent(Ymm p, Ymm n) { return {plus_exponent(p.lo, n.lo), plus_exponent(p.hi, n.hi)}; }
+  static void turn_eight(__m256* rows) {
+    __m256 pairs[8], fours[8];
+    for (int i = 0; i < 8; i += 2) {
+      pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+      pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+      for (int half = 0; half < 2; ++half) {
+        fours[i + 2 * half] = _mm256_shuffle_ps(pairs[i + half], pairs[i + half + 2], 0x44);
+        fours[i + 2 * half + 1] = _mm256_shuffle_ps(pairs[i + half], pairs[i + half + 2], 0xee);
+      }
+    for (int c = 0; c < 4; ++c) {
+      rows[c] = _mm256_permute2f128_ps(fours[c], fours[c + 4], 0x20);
+      rows[c + 4] = _mm256_permute2f128_ps(fours[c], fours[c + 4], 0x31);
+    }
+  }
+  static void turn(Ymm* rows) {
+    __m256 quarter[2][2][8];
+    for (int i = 0; i < 16; ++i) {
+      quarter[i / 8][0][i % 8] = rows[i].lo;
+      quarter[i / 8][1][i % 8] = rows[i].hi;
+    }
+    for (auto& row : quarter)
+      for (auto& one : row) turn_eight(one);
+    for (int i = 0; i < 16; ++i) rows[i] = {quarter[0][i / 8][i % 8], quarter[1][i / 8][i % 8]};
+  }
   void to_codes(int8_t* p) const {  // the low byte of each: packing would saturate what is not a number
     const __m256i low = _mm256_set1_epi32(255);
     const __m256i a = _mm256_and_si256(_mm256_cvtps_epi32(lo), low), b = _mm256_and_si256(_mm256_cvtps_epi32(hi), low);
@@ -527,7 +559,7 @@ bool available() { return cpu().avx2; }
 }  // namespace
 
 const Kernels kAvx2 = {"avx2", available, prologue<Ymm>, quantize<Ymm>, few, many, floats<Avx2>,
-                       rotate<Ymm>, attend<Ymm>, convolve<Ymm>, scan<Ymm>};
+                       rotate<Ymm>, attend<Ymm>, convolve<Ymm>, scan<Ymm>, scan_selectively<Ymm>};
 
 }  // namespace edgeslim
 

@@ -7,6 +7,7 @@
 #include "attention/generic.h"
 #include "packed_linear/generic.h"
 #include "state_space/generic.h"
+#include "state_space/selective_generic.h"
 
 namespace edgeslim {
 namespace {
@@ -34,6 +35,33 @@ struct Zmm {
   static Zmm power_of_two(Zmm a) {
     const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(a.v), _mm512_set1_epi32(127));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23))};
+  }
+  static Zmm add_exponent(Zmm p, Zmm n) {
+    const __m512i up = _mm512_slli_epi32(_mm512_castps_si512(n.v), 23);
+    return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p.v), up))};
+  }
+  static void turn(Zmm* rows) {
+    __m512 pairs[16], fours[16];
+    for (int i = 0; i < 16; i += 2) {
+      pairs[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+      pairs[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+    }
+    for (int i = 0; i < 16; i += 4)
+      for (int half = 0; half < 2; ++half) {
+        const __m512d a = _mm512_castps_pd(pairs[i + half]), b = _mm512_castps_pd(pairs[i + half + 2]);
+        fours[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+        fours[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+      }
+    for (int c = 0; c < 4; ++c) {  // of fours[4 g + c], lane q of 128 bits has column 4 q + c of rows 4 g to 4 g + 3
+      const __m512 even = _mm512_shuffle_f32x4(fours[c], fours[c + 4], 0x88);
+      const __m512 odd = _mm512_shuffle_f32x4(fours[c], fours[c + 4], 0xdd);
+      const __m512 even_below = _mm512_shuffle_f32x4(fours[c + 8], fours[c + 12], 0x88);
+      const __m512 odd_below = _mm512_shuffle_f32x4(fours[c + 8], fours[c + 12], 0xdd);
+      rows[c].v = _mm512_shuffle_f32x4(even, even_below, 0x88);
+      rows[c + 4].v = _mm512_shuffle_f32x4(odd, odd_below, 0x88);
+      rows[c + 8].v = _mm512_shuffle_f32x4(even, even_below, 0xdd);
+      rows[c + 12].v = _mm512_shuffle_f32x4(odd, odd_below, 0xdd);
+    }
   }
   void to_codes(int8_t* p) const {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
@@ -436,7 +464,7 @@ bool available() { return cpu().avx512; }
 }  // namespace
 
 const Kernels kAvx512 = {"avx512-vnni", available, prologue<Zmm>, quantize<Zmm>, few, many, floats<Avx512>,
-                         rotate<Zmm>, attend<Zmm>, convolve<Zmm>, scan<Zmm>};
+                         rotate<Zmm>, attend<Zmm>, convolve<Zmm>, scan<Zmm>, scan_selectively<Zmm>};
 
 }  // namespace edgeslim
 

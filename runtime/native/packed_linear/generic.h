@@ -2,9 +2,10 @@
 //
 // V has kRegisters (how many of it the registers hold), load, load_some(p, count: the rest zero), store, store_some, set,
 // add, sub, mul, div, fma(a, b, c) = a b + c, min, max, abs, round (to even), power_of_two (of an integral value),
-// to_codes (16 int8 from integral values), from_int32, from_half, from_codes (byte `input` of each of 16 groups of four)
-// and expand_single, expand_half (stored floats to the lanes that a mask names). Each is one IEEE operation, so that
-// every V gives the same bits.
+// to_codes (16 int8 from integral values), from_int32, from_half, from_codes (byte `input` of each of 16 groups of four),
+// expand_single, expand_half (stored floats to the lanes that a mask names), add_exponent(p, n): the bits of p plus those
+// of n moved up by 23, and turn(V[16]): rows to columns. Each is one IEEE operation or moves bits, so that every V gives
+// the same.
 // An instruction set is a struct with its Vector and expand_step, which writes the 64 codes of a step of integer values
 // and returns where the next step's values begin.
 #pragma once

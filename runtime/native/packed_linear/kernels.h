@@ -8,6 +8,7 @@
 
 #include "attention/attention.h"
 #include "packed_linear/layout.h"
+#include "state_space/selective.h"
 #include "state_space/state_space.h"
 
 namespace edgeslim {
@@ -67,6 +68,8 @@ struct Kernels {
   // Channels [first, last) of one sequence; tokens of one head.
   void (*convolve)(const Convolution&, int64_t first, int64_t last);
   void (*scan)(const Scan&);
+  // Channels [first, last), a multiple of 16 apart from the last, of one sequence.
+  void (*scan_selectively)(const SelectiveScan&, int64_t first, int64_t last);
 };
 
 constexpr int64_t kFloatChunk = 256;  // inputs of a tile that are expanded to float32 at a time

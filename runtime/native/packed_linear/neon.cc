@@ -9,6 +9,7 @@
 #include "packed_linear/generic.h"
 #include "packed_linear/spread.h"
 #include "state_space/generic.h"
+#include "state_space/selective_generic.h"
 
 namespace edgeslim {
 namespace {
@@ -88,6 +89,26 @@ struct Neon16 {
     return each([&](int i) {
       return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(a.v[i]), vdupq_n_s32(127)), 23));
     });
+  }
+  static V add_exponent(V p, V n) {
+    return each([&](int i) {
+      const uint32x4_t up = vshlq_n_u32(vreinterpretq_u32_f32(n.v[i]), 23);
+      return vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(p.v[i]), up));
+    });
+  }
+  static void turn(V* rows) {
+    V turned[16];
+    for (int g = 0; g < 4; ++g)
+      for (int q = 0; q < 4; ++q) {  // rows 4 g to 4 g + 3, columns 4 q to 4 q + 3
+        const V* four = rows + 4 * g;
+        const float32x4_t a = vtrn1q_f32(four[0].v[q], four[1].v[q]), b = vtrn2q_f32(four[0].v[q], four[1].v[q]);
+        const float32x4_t c = vtrn1q_f32(four[2].v[q], four[3].v[q]), d = vtrn2q_f32(four[2].v[q], four[3].v[q]);
+        turned[4 * q + 0].v[g] = vcombine_f32(vget_low_f32(a), vget_low_f32(c));
+        turned[4 * q + 1].v[g] = vcombine_f32(vget_low_f32(b), vget_low_f32(d));
+        turned[4 * q + 2].v[g] = vcombine_f32(vget_high_f32(a), vget_high_f32(c));
+        turned[4 * q + 3].v[g] = vcombine_f32(vget_high_f32(b), vget_high_f32(d));
+      }
+    for (int i = 0; i < 16; ++i) rows[i] = turned[i];
   }
   void to_codes(int8_t* p) const {
     int16x4_t words[4];
@@ -405,7 +426,7 @@ bool available() { return cpu().neon_dot; }
 }  // namespace
 
 const Kernels kNeon = {"neon-dot", available, prologue<Neon16>, quantize<Neon16>, few, many, floats<Neon>,
-                       rotate<Neon16>, attend<Neon16>, convolve<Neon16>, scan<Neon16>};
+                       rotate<Neon16>, attend<Neon16>, convolve<Neon16>, scan<Neon16>, scan_selectively<Neon16>};
 
 }  // namespace edgeslim
 

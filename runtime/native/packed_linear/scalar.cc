@@ -3,6 +3,7 @@
 #include "attention/generic.h"
 #include "packed_linear/generic.h"
 #include "state_space/generic.h"
+#include "state_space/selective_generic.h"
 
 namespace edgeslim {
 namespace {
@@ -37,6 +38,21 @@ struct Sixteen {
   static V abs(V a) { return each([&](int i) { return std::fabs(a.lane[i]); }); }
   static V round(V a) { return each([&](int i) { return std::nearbyintf(a.lane[i]); }); }
   static V power_of_two(V a) { return each([&](int i) { return std::ldexp(1.0f, int(a.lane[i])); }); }
+  static V add_exponent(V p, V n) {
+    return each([&](int i) {
+      uint32_t a, b;
+      std::memcpy(&a, &p.lane[i], 4);
+      std::memcpy(&b, &n.lane[i], 4);
+      a += b << 23;
+      float sum;
+      std::memcpy(&sum, &a, 4);
+      return sum;
+    });
+  }
+  static void turn(V* rows) {
+    for (int i = 0; i < 16; ++i)
+      for (int j = 0; j < i; ++j) std::swap(rows[i].lane[j], rows[j].lane[i]);
+  }
   void to_codes(int8_t* p) const {
     for (int i = 0; i < 16; ++i) p[i] = int8_t(lane[i]);
   }
@@ -114,6 +130,6 @@ bool always() { return true; }
 }  // namespace
 
 const Kernels kScalar = {"scalar", always, prologue<Sixteen>, quantize<Sixteen>, few, many, floats<Scalar>,
-                         rotate<Sixteen>, attend<Sixteen>, convolve<Sixteen>, scan<Sixteen>};
+                         rotate<Sixteen>, attend<Sixteen>, convolve<Sixteen>, scan<Sixteen>, scan_selectively<Sixteen>};
 
 }  // namespace edgeslim

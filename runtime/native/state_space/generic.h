@@ -6,6 +6,7 @@
 #endif
 
 #include "packed_linear/generic.h"
+#include "state_space/functions.h"
 #include "state_space/state_space.h"
 
 namespace edgeslim {
@@ -82,18 +83,35 @@ static inline void end_stream() {
 #endif
 }
 
+// Steps d and decays exp(d A) of the tokens of a scan.
+struct Steps {
+  alignas(64) float d[kScanTokens], decay[kScanTokens];
+};
+
+template <class V>
+static inline void find_steps(const Scan& s, Steps* steps) {
+  alignas(64) float raw[kScanTokens] = {0};
+  for (int64_t t = 0; t < s.tokens; ++t) raw[t] = s.step[t * s.step_stride];
+  for (int64_t t = 0; t < s.tokens; t += 16) {
+    const V d = softplus(V::add(V::load(raw + t), V::set(s.step_bias)));
+    d.store(steps->d + t);
+    power_below_one(V::mul(d, V::set(s.rate))).store(steps->decay + t);
+  }
+}
+
 // TOKENS tokens of 16 * PARTS columns, the last 16 of them `tail`: each entry of the state is read and written once.
 template <class V, int TOKENS, int PARTS, bool STREAM = false, class Tail>
-static inline void scan_columns(const Scan& s, const float* past, int64_t token, int64_t column, Tail tail) {
+static inline void scan_columns(const Scan& s, const Steps& steps, const float* past, int64_t token, int64_t column,
+                                Tail tail) {
   const auto count = [&](int p) { return p + 1 < PARTS ? int64_t{16} : int64_t(tail); };
   const float* b = s.b + token * s.stride;
   const float* c = s.c + token * s.stride;
   V x[TOKENS][PARTS], y[TOKENS][PARTS], decay[TOKENS];
   for (int t = 0; t < TOKENS; ++t) {
-    decay[t] = V::set(s.decay[token + t]);
+    decay[t] = V::set(steps.decay[token + t]);
     for (int p = 0; p < PARTS; ++p) {
       const float* from = s.x + (token + t) * s.stride + column + 16 * p;
-      x[t][p] = V::mul(V::set(s.dt[token + t]), V::load_some(from, count(p)));
+      x[t][p] = V::mul(V::set(steps.d[token + t]), V::load_some(from, count(p)));
       y[t][p] = V::set(0);
     }
   }
@@ -120,24 +138,27 @@ static inline void scan_columns(const Scan& s, const float* past, int64_t token,
 }
 
 template <class V, int PARTS, class Tail>
-static inline void scan_tokens(const Scan& s, int64_t column, Tail tail) {
+static inline void scan_tokens(const Scan& s, const Steps& steps, int64_t column, Tail tail) {
   const float* past = s.past;
   int64_t token = 0;
-  for (; token + 2 <= s.tokens; token += 2, past = s.present) scan_columns<V, 2, PARTS>(s, past, token, column, tail);
-  if (token < s.tokens) scan_columns<V, 1, PARTS>(s, past, token, column, tail);
+  for (; token + 2 <= s.tokens; token += 2, past = s.present)
+    scan_columns<V, 2, PARTS>(s, steps, past, token, column, tail);
+  if (token < s.tokens) scan_columns<V, 1, PARTS>(s, steps, past, token, column, tail);
 }
 
 template <class V>
 static void scan(const Scan& s) {
+  Steps steps;
+  find_steps<V>(s, &steps);
   int64_t column = 0;
   if (s.streams && s.tokens == 1 && s.head_size % 64 == 0 && reinterpret_cast<uintptr_t>(s.present) % 64 == 0) {
     for (; column < s.head_size; column += 64)
-      scan_columns<V, 1, 4, true>(s, s.past, 0, column, std::integral_constant<int64_t, 16>{});
+      scan_columns<V, 1, 4, true>(s, steps, s.past, 0, column, std::integral_constant<int64_t, 16>{});
     return end_stream();
   }
   for (; column + 64 <= s.head_size; column += 64)
-    scan_tokens<V, 4>(s, column, std::integral_constant<int64_t, 16>{});
-  by_sixteen(s.head_size - column, [&](int64_t i, auto count) { scan_tokens<V, 1>(s, column + i, count); });
+    scan_tokens<V, 4>(s, steps, column, std::integral_constant<int64_t, 16>{});
+  by_sixteen(s.head_size - column, [&](int64_t i, auto count) { scan_tokens<V, 1>(s, steps, column + i, count); });
 }
 
 }  // namespace edgeslim

@@ -7,13 +7,17 @@
 namespace edgeslim {
 namespace {
 
+constexpr int64_t kTaskSteps = 6144;   // entries of a state, times tokens, worth a thread in a selective scan
+constexpr int64_t kLeastChannels = 64;  // of one task there: whole lines of memory in each of its tensors
+
 constexpr int64_t kTaskOutputs = 512;  // outputs of a convolution that are worth waking a thread for
 
 // States of a layer from which on those of all layers do not stay in the caches between two tokens: two buffers of some
 // twenty layers, beside the weights.
 constexpr int64_t kStreamBytes = 512 << 10;
 
-float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
+// log2(e) A, of which decays are powers of two.
+float rate_of(float a_log) { return float(-1.4426950408889634 * std::exp(double(a_log))); }
 
 void scan_head(const ScanCall& c, int64_t sequence, int64_t head, const Kernels& kernels) {
   const int64_t state = c.state_size * c.head_size, at = (sequence * c.heads + head) * state;
@@ -27,17 +31,13 @@ void scan_head(const ScanCall& c, int64_t sequence, int64_t head, const Kernels&
   s.past = c.past + at;
   s.present = c.present + at;
   s.streams = c.past != c.present && c.batch * c.heads * state * int64_t(sizeof(float)) >= kStreamBytes;
-  const float a = -std::exp(c.a_log[head]);
-  float dt[kScanTokens], decay[kScanTokens];
-  s.dt = dt;
-  s.decay = decay;
+  s.rate = rate_of(c.a_log[head]);
+  s.step_bias = c.dt_bias[head];
+  s.step_stride = c.dt_stride;
   for (int64_t first = 0; first < c.tokens; first += kScanTokens, s.past = s.present) {
     const int64_t row = sequence * c.tokens + first;
     s.tokens = std::min(kScanTokens, c.tokens - first);
-    for (int64_t t = 0; t < s.tokens; ++t) {
-      dt[t] = softplus(c.dt[(row + t) * c.dt_stride + head] + c.dt_bias[head]);
-      decay[t] = std::exp(a * dt[t]);
-    }
+    s.step = c.dt + row * c.dt_stride + head;
     const float* xbc = c.xbc + row * s.stride;
     s.x = xbc + head * c.head_size;
     s.b = xbc + inner + group * c.state_size;
@@ -68,6 +68,32 @@ void run_convolution(const Convolution& of_first, int64_t batch, const Kernels& 
 void run_scan(const ScanCall& call, const Kernels& kernels, const Pool& pool) {
   pool.each(call.batch * call.heads,
             [&](int64_t index) { scan_head(call, index / call.heads, index % call.heads, kernels); });
+}
+
+void find_rates(const float* a_log, int64_t channels, int64_t state_size, float* rate) {
+  for (int64_t first = 0; first < channels; first += 16)
+    for (int64_t n = 0; n < state_size; ++n)
+      for (int64_t i = first; i < first + 16; ++i)
+        *rate++ = i < channels ? rate_of(a_log[i * state_size + n]) : 0.0f;
+}
+
+void run_selective_scan(const SelectiveScan& of_first, int64_t batch, const Kernels& kernels, const Pool& pool) {
+  const int64_t channels = of_first.channels, tokens = of_first.tokens;
+  const int64_t worth = kTaskSteps / std::max<int64_t>(1, tokens * of_first.state_size) / 16 * 16;
+  const int64_t piece = std::max<int64_t>(kLeastChannels, worth), pieces = ceil_div(channels, piece);
+  pool.each(batch * pieces, [&](int64_t index) {
+    const int64_t sequence = index / pieces, first = index % pieces * piece, row = sequence * tokens;
+    SelectiveScan s = of_first;
+    s.x += row * s.x_stride;
+    s.step += row * s.step_stride;
+    s.b += row * s.b_stride;
+    s.c += row * s.c_stride;
+    if (s.gate) s.gate += row * s.gate_stride;
+    s.y += row * channels;
+    s.past += sequence * channels * s.state_size;
+    s.present += sequence * channels * s.state_size;
+    kernels.scan_selectively(s, first, std::min(channels, first + piece));
+  });
 }
 
 }  // namespace edgeslim

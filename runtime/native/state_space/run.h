@@ -24,4 +24,9 @@ struct ScanCall {
 
 void run_scan(const ScanCall& call, const Kernels& kernels, const Pool& pool);
 
+// Letters as in selective.h. `a_log` [C, N], log of -A, to `rate` as SelectiveScan has it.
+void find_rates(const float* a_log, int64_t channels, int64_t state_size, float* rate);
+// Every sequence of `of_first` lies T rows, or a state, after the one before.
+void run_selective_scan(const SelectiveScan& of_first, int64_t batch, const Kernels& kernels, const Pool& pool);
+
 }  // namespace edgeslim

@@ -24,15 +24,17 @@ struct Convolution {
 };
 
 // Up to kScanTokens tokens of one head:
-//   S = decay[t] S + b[t] (dt[t] x[t])^T;  y[t] = c[t]^T S + skip x[t]
+//   d[t] = softplus(step[t] + step_bias);  S = exp(d[t] A) S + b[t] (d[t] x[t])^T;  y[t] = c[t]^T S + skip x[t]
 // `present` may be the same memory as `past`.
 struct Scan {
   const float* x = nullptr;  // [T, stride], P columns
   const float* b = nullptr;  // [T, stride], N columns
   const float* c = nullptr;
   int64_t stride = 0;
-  const float* dt = nullptr;     // [T]
-  const float* decay = nullptr;  // [T]
+  const float* step = nullptr;  // [T, step_stride], one column
+  int64_t step_stride = 0;
+  float step_bias = 0;
+  float rate = 0;  // log2(e) A, negative
   float skip = 0;
   const float* past = nullptr;  // S [N, P]
   float* present = nullptr;

@@ -1,9 +1,11 @@
-// Attention, convolution and scan of every variant against the scalar one, bit for bit; what they compute is tested from
-// Python. A program of its own, so that it also runs where there is no Python: `sequences_test [--need ISA]`.
+// Attention, convolution and scans of every variant against the scalar one, bit for bit; what they compute is tested from
+// Python. How exact e^x and softplus are. A program of its own, so that it also runs where there is no Python: `sequences_test [--need ISA]`.
+#include <cmath>
 #include <cstdio>
 #include <string>
 
 #include "attention/run.h"
+#include "state_space/functions.h"
 #include "state_space/run.h"
 #include "tests/packer.h"
 
@@ -128,6 +130,96 @@ void scan_case(int64_t state, int64_t head_size, int64_t tokens, Random& random,
   }, count);
 }
 
+void selective_case(int64_t size, int64_t channels, int64_t tokens, Random& random, Count* count) {
+  SelectiveScan s;
+  s.channels = channels;
+  s.state_size = size;
+  s.tokens = tokens;
+  s.x_stride = channels + random.below(3);
+  s.step_stride = channels + random.below(3);
+  s.b_stride = s.c_stride = 2 * size + 3;
+  const auto x = random_floats(tokens * s.x_stride, random), step = random_floats(tokens * s.step_stride, random);
+  const auto bc = random_floats(tokens * s.b_stride, random), past = random_floats(channels * size, random);
+  const auto a_log = random_floats(channels * size, random), bias = random_floats(channels, random);
+  const auto skip = random_floats(channels, random);
+  std::vector<float> rate(std::size_t(ceil_div(channels, 16) * 16 * size));
+  find_rates(a_log.data(), channels, size, rate.data());
+  s.x = x.data();
+  s.step = step.data();
+  s.step_bias = random.below(2) ? bias.data() : nullptr;
+  s.b = bc.data() + 3;
+  s.c = bc.data() + 3 + size;
+  s.rate = rate.data();
+  s.skip = skip.data();
+  s.gate = random.below(2) ? x.data() : nullptr;
+  s.gate_stride = s.x_stride;
+  s.past = past.data();
+  compare("selective scan", [&](const Kernels& kernels) {
+    Outputs out{std::vector<float>(std::size_t(tokens * channels)), std::vector<float>(past.size())};
+    SelectiveScan call = s;
+    call.y = out[0].data();
+    call.present = out[1].data();
+    run_selective_scan(call, 1, kernels, Pool{});
+    return out;
+  }, count);
+}
+
+// One lane with what functions.h asks of a vector.
+struct Lane {
+  float x;
+  static Lane set(float x) { return {x}; }
+  static Lane add(Lane a, Lane b) { return {a.x + b.x}; }
+  static Lane sub(Lane a, Lane b) { return {a.x - b.x}; }
+  static Lane mul(Lane a, Lane b) { return {a.x * b.x}; }
+  static Lane div(Lane a, Lane b) { return {a.x / b.x}; }
+  static Lane fma(Lane a, Lane b, Lane c) { return {std::fma(a.x, b.x, c.x)}; }
+  static Lane min(Lane a, Lane b) { return {a.x < b.x ? a.x : b.x}; }
+  static Lane max(Lane a, Lane b) { return {a.x > b.x ? a.x : b.x}; }
+  static Lane abs(Lane a) { return {std::fabs(a.x)}; }
+  static Lane round(Lane a) { return {std::nearbyintf(a.x)}; }
+  static Lane power_of_two(Lane a) { return {std::ldexp(1.0f, int(a.x))}; }
+  static Lane add_exponent(Lane p, Lane n) {
+    uint32_t a, b;
+    std::memcpy(&a, &p.x, 4);
+    std::memcpy(&b, &n.x, 4);
+    a += b << 23;
+    std::memcpy(&p.x, &a, 4);
+    return p;
+  }
+};
+
+// The largest distance of f from `exact`, in units of the last place of what is exact, over every 211th float of both
+// signs up to `most`, or of the negative ones alone.
+template <class F, class E>
+double farthest(const F& f, const E& exact, float most, bool negative_only) {
+  uint32_t last;
+  std::memcpy(&last, &most, 4);
+  double worst = 0;
+  for (uint32_t bits = 0; bits <= last; bits += 211)
+    for (int sign = negative_only; sign < 2; ++sign) {
+      float x;
+      std::memcpy(&x, &bits, 4);
+      x = sign ? -x : x;
+      const double right = exact(double(x));
+      int exponent;
+      std::frexp(right, &exponent);
+      worst = std::fmax(worst, std::fabs(double(f(Lane{x}).x) - right) / std::ldexp(1.0, exponent - 24));
+    }
+  return worst;
+}
+
+void expect_within(const char* what, double found, double bound, Count* count) {
+  std::printf("%s: within %.2f ulp\n", what, found);
+  ++(found <= bound ? count->passed : count->failed);
+}
+
+void check_functions(Count* count) {
+  const auto softplus_of = [](double x) { return std::fmax(x, 0.0) + std::log1p(std::exp(-std::fabs(x))); };
+  expect_within("2^x", farthest([](Lane x) { return power_below_one(x); }, [](double x) { return std::exp2(x); }, 126, true),
+                2.25, count);
+  expect_within("softplus", farthest([](Lane x) { return softplus(x); }, softplus_of, 80, false), 4.5, count);
+}
+
 Count compare_all() {
   Count count;
   Random random(1);
@@ -141,6 +233,10 @@ Count compare_all() {
   for (int64_t state : {1, 16, 33})
     for (int64_t head_size : {1, 15, 16, 17, 64, 100, 128})
       for (int64_t tokens : {1, 2, 3, 63, 64, 65}) scan_case(state, head_size, tokens, random, &count);
+  for (int64_t size : {1, 8, 16, 17, 32, 64})
+    for (int64_t channels : {1, 15, 16, 17, 64, 100, 400})
+      for (int64_t tokens : {0, 1, 2, 63, 64, 65}) selective_case(size, channels, tokens, random, &count);
+  check_functions(&count);
   for (int64_t tokens : {1, 2}) scan_case(256, 128, tokens, random, &count);  // large enough to be streamed
   return count;
 }

@@ -36,6 +36,16 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "max_position_embeddings": 2048,
             "tie_word_embeddings": True,
         },
+        "mamba": {
+            "hidden_size": 768,
+            "num_hidden_layers": 24,
+            "state_size": 16,
+            "expand": 2,
+            "conv_kernel": 4,
+            "initializer_range": 0.02,
+            "vocab_size": 50288,
+            "tie_word_embeddings": False,
+        },
         "mamba2": {
             "hidden_size": 768,
             "num_hidden_layers": 24,
@@ -51,8 +61,8 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
     }
 )
-"""Llama of 362 M parameters; one of 321 M whose rows are multiples of 256, as llama.cpp's K forms want them; Mamba-2 of
-168 M. The fields of their config.json, by family and name."""
+"""Llama of 362 M parameters; one of 321 M whose rows are multiples of 256, as llama.cpp's K forms want them; Mamba and
+Mamba-2 of 168 M. The fields of their config.json, by family and name."""
 
 PRUNED: Mapping[str, float | None] = MappingProxyType(
     {"pruned40": 0.4, "pruned50": 0.5, "pruned60": 0.6, "pruned70": 0.7, "pruned2of4": None}
@@ -60,6 +70,7 @@ PRUNED: Mapping[str, float | None] = MappingProxyType(
 """Folder name and the part of each decoder block's linears that is zero; None: two of every four inputs."""
 
 _MODELS = Path(__file__).parents[3] / "examples" / "models"
+_TOKENIZERS = {"llama": "tiny-llama", "mamba": "recall-mamba", "mamba2": "tiny-mamba2"}
 _SEED = 0
 
 
@@ -92,7 +103,7 @@ def _save(model: PreTrainedModel, shape: str, folder: Path) -> None:
     """Write `model` with the tokenizer of the bundled model of the same family, which stands in for one."""
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(_MODELS / f"tiny-{_family(shape)}" / name, folder / name)
+        shutil.copyfile(_MODELS / _TOKENIZERS[_family(shape)] / name, folder / name)
 
 
 def _save_pruned(dense: Path, folder: Path, sparsity: float | None) -> None:

@@ -34,7 +34,11 @@ MIXTURES = {
     "q2_K": gguf.LlamaFileType.MOSTLY_Q2_K,
 }
 """What llama.cpp's own quantizer makes, by the short names that it has for them."""
-_ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "mamba2": gguf.MODEL_ARCH.MAMBA2}
+_ARCHITECTURES = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "mamba": gguf.MODEL_ARCH.MAMBA,
+    "mamba2": gguf.MODEL_ARCH.MAMBA2,
+}
 
 
 def main() -> None:
@@ -83,13 +87,18 @@ def write_file(checkpoint: Path, file: Path, form: str) -> None:
         kind = gguf.GGMLQuantizationType.F32
         target, array = converted(names, name, array, config)
         if is_product(name, array):
-            kind = FORMS[form]
+            kind = _kind(form, array.shape[1])
             array = array if form == "f32" else gguf.quants.quantize(array, kind)
         writer.add_tensor(target, array, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _kind(form: str, columns: int) -> gguf.GGMLQuantizationType:
+    """Return the type of a matrix in `form`: what does not come in blocks of 32 is float16, as the converter has it."""
+    return FORMS[form] if form == "f32" or columns % 32 == 0 else gguf.GGMLQuantizationType.F16
 
 
 def read_tensors(file: Path) -> Iterator[tuple[str, F32]]:
@@ -117,7 +126,7 @@ def _describe(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_vocab_size(config["vocab_size"])
-    (_describe_llama if config["model_type"] == "llama" else _describe_mamba2)(writer, config)
+    {"llama": _describe_llama, "mamba": _describe_mamba, "mamba2": _describe_mamba2}[config["model_type"]](writer, config)
 
 
 def _describe_llama(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
@@ -130,17 +139,21 @@ def _describe_llama(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
 
 
-def _describe_mamba2(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    inner = config["expand"] * config["hidden_size"]
+def _describe_mamba(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_context_length(1 << 20)
     writer.add_feed_forward_length(0)
     writer.add_head_count(0)
     writer.add_ssm_conv_kernel(config["conv_kernel"])
-    writer.add_ssm_inner_size(inner)
+    writer.add_ssm_inner_size(config["expand"] * config["hidden_size"])
     writer.add_ssm_state_size(config["state_size"])
-    writer.add_ssm_time_step_rank(inner // config["head_dim"])
-    writer.add_ssm_group_count(config["n_groups"])
+    writer.add_ssm_time_step_rank(config["time_step_rank"])
     writer.add_layer_norm_rms_eps(config["layer_norm_epsilon"])
+
+
+def _describe_mamba2(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    heads = config["expand"] * config["hidden_size"] // config["head_dim"]
+    _describe_mamba(writer, {**config, "time_step_rank": heads})
+    writer.add_ssm_group_count(config["n_groups"])
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
@@ -160,7 +173,7 @@ def converted(names: Any, name: str, array: F32, config: dict[str, Any]) -> tupl
     if name.endswith(".A_log"):
         array = -np.exp(array)
     if name.endswith((".A_log", ".D")):
-        array = array.reshape(-1, 1)
+        array = array.reshape(-1, 1) if config["model_type"] == "mamba2" else array
     elif name.endswith("conv1d.weight"):
         array = array.squeeze(1)
     elif name.endswith("mixer.norm.weight"):
