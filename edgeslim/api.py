@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeslim.errors import EvaluationError, RecipeError, first_line
-from edgeslim.output import new_folder, refuse_existing
+from edgeslim.output import new_folder, refuse_existing, refuse_existing_file
 from edgeslim.progress import Progress, silent
 from edgeslim.recipe import (
     EvalRecipe,
@@ -164,25 +164,63 @@ def bench_kernels(*, progress: Progress = silent, **options: Any) -> "KernelRepo
     return bench_kernels(**options, on_progress=_labelled(progress, "measuring kernels"))
 
 
-def run(bundle: StrPath, prompt: str, **options: Any) -> Iterator[str]:
+def run(
+    bundle: StrPath,
+    prompt: str,
+    *,
+    load_state: StrPath | None = None,
+    save_state: StrPath | None = None,
+    force: bool = False,
+    **options: Any,
+) -> Iterator[str]:
     """Yield the text that `bundle` writes after `prompt`, piece by piece. `options`: see `RunRecipe`.
 
-    Raises: RecipeError, BundleError, RuntimeUnavailable.
+    `load_state` is a file of an earlier run's state: the bare `prompt`, which may be empty, goes on after it.
+    `save_state` is the file that the state at the end goes to, `force` replaces one that is there. Engine ``auto`` is
+    then the one that wrote the file, or onnxruntime.
+
+    Raises: RecipeError, BundleError, RuntimeUnavailable, OutputError.
     """
     recipe = from_options(RunRecipe, {**options, "prompt": prompt})
-    from edgeslim.runtime.generate import Sampling, generate
+    if save_state is not None:
+        refuse_existing_file(Path(save_state), force=force)
+    from edgeslim.runtime.generate import Sampling, generate, go_on
     from edgeslim.runtime.session import open_session
     from edgeslim.runtime.text import TextCodec
 
     bundle = Path(bundle)
     codec = TextCodec(bundle)
-    tokens = codec.prompt_tokens(recipe.prompt, raw=recipe.raw)
-    if not tokens:
+    if load_state is None:
+        tokens = codec.prompt_tokens(recipe.prompt, raw=recipe.raw)
+    else:
+        tokens = codec.encode(recipe.prompt, special=False)
+    if not tokens and load_state is None:
         raise RecipeError("the prompt is empty and the model has no token to begin with; give at least one word")
-    session = open_session(bundle, recipe.engine, recipe.threads)  # type: ignore[arg-type]
+    session = open_session(bundle, _run_engine(recipe.engine, load_state, save_state), recipe.threads)  # type: ignore[arg-type]
+    logits = None if load_state is None else session.load_state(Path(load_state))
     sampling = Sampling(temperature=recipe.temperature, top_k=recipe.top_k, top_p=recipe.top_p, seed=recipe.seed)
-    new = generate(session, tokens, recipe.max_new_tokens, sampling, session.config.eos_ids)
+    if load_state is None and save_state is None:
+        new = generate(session, tokens, recipe.max_new_tokens, sampling, session.config.eos_ids)
+    else:
+        new = go_on(session, logits, tokens, recipe.max_new_tokens, sampling, session.config.eos_ids)
     yield from codec.detokenizer().stream(new)
+    if save_state is not None:
+        session.save_state(Path(save_state))
+
+
+def _run_engine(engine: str, load_state: StrPath | None, save_state: StrPath | None) -> str:
+    """Return the engine for a run that may begin or end in a file, which onnxruntime-genai cannot."""
+    if load_state is None and save_state is None:
+        return engine
+    if engine == "genai":
+        raise RecipeError("engine genai keeps its state to itself: it cannot be saved or loaded; take ort or native")
+    if engine != "auto":
+        return engine
+    if load_state is None:
+        return "ort"
+    from edgeslim.runtime.saved_state import state_engine
+
+    return state_engine(Path(load_state))
 
 
 def profile(bundle: StrPath, *, progress: Progress = silent, **options: Any) -> "Profile":

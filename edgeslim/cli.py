@@ -349,18 +349,28 @@ def kernels(
 @app.command()
 def run(
     bundle: Bundle,
-    prompt: Annotated[str, typer.Option(help="What the model goes on from.")] = _RUN.prompt,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help=f"What the model goes on from.  [default: {_RUN.prompt}; none after --load-state]"),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens to write.")] = _RUN.max_new_tokens,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = _RUN.temperature,
     top_k: Annotated[int, typer.Option(help="Draw from this many tokens; 0: all.")] = _RUN.top_k,
     top_p: Annotated[float, typer.Option(help="Draw from this share of probability.")] = _RUN.top_p,
     seed: Annotated[int, typer.Option(help="Of the draw.")] = _RUN.seed,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
+    load_state: Annotated[
+        Path | None, typer.Option(help="Go on from this file's state; the prompt is bare text.", show_default=False)
+    ] = None,
+    save_state: Annotated[
+        Path | None, typer.Option(help="Write the state at the end to this file.", show_default=False)
+    ] = None,
     engine: Engine = _RUN.engine,
     threads: Threads = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Generate text, streamed as it comes."""
+    """Generate text, streamed as it comes. A state saved here goes on exactly, in the same bundle and engine."""
     options = _given(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -371,8 +381,10 @@ def run(
         engine=engine,
         threads=threads,
     )
+    if prompt is None:
+        prompt = _RUN.prompt if load_state is None else ""
     with _one_line_errors():
-        pieces = api.run(bundle, prompt, **options)
+        pieces = api.run(bundle, prompt, load_state=load_state, save_state=save_state, force=force, **options)
         if as_json:
             return _print_json({"prompt": prompt, "text": "".join(pieces)})
         for piece in pieces:
@@ -487,7 +499,7 @@ def evaluate(
             ),
         )
     if as_json:
-        return _print_json(asdict(result))
+        return _print_json({"model": model, **asdict(result)})
     from edgeslim.evaluate.reduction_suite import ReductionResult
 
     if isinstance(result, ReductionResult):

@@ -152,7 +152,7 @@ class ExportRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecipe:
-    """What to generate. Temperature 0 is greedy; `raw` leaves a chat template aside."""
+    """What to generate. Temperature 0 is greedy; `raw` leaves a chat template aside; no new tokens: the prompt is read."""
 
     prompt: str = "Once upon a time"
     max_new_tokens: int = 64
@@ -166,7 +166,7 @@ class RunRecipe:
 
     def __post_init__(self) -> None:
         _check_choice("engine", self.engine, ENGINES)
-        _check_least("max_new_tokens", self.max_new_tokens, 1)
+        _check_least("max_new_tokens", self.max_new_tokens, 0)
         _check_least("threads", self.threads, 1)
 
 
@@ -249,10 +249,14 @@ class FrontierRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The whole way of a model. A step that is absent is left out; `baseline` also measures the unpruned model."""
+    """The whole way of a model. A step that is absent is left out; `baseline` also measures the model as it was.
+
+    `eval` with suite "reduction" is for the reduced bundle alone, which it compares with itself unreduced.
+    """
 
     model: str
     prune: PruneRecipe | None = None
+    reduce: ReduceRecipe | None = None
     export: ExportRecipe = field(default_factory=lambda: ExportRecipe())
     run: RunRecipe | None = None
     profile: ProfileRecipe | None = None

@@ -30,7 +30,7 @@ from edgeslim.runtime.native_library import (
     native_library,
     onnxruntime_library,
 )
-from edgeslim.runtime.saved_state import LOGITS, SavedState, bundle_identity, read_state, write_state
+from edgeslim.runtime.saved_state import LOGITS, Arrays, SavedState, bundle_identity, read_state, write_state
 from edgeslim.runtime.session import Logits, Tokens, check_threads, check_tokens
 
 End = Literal["length", "token", "room", "callback"]
@@ -214,7 +214,7 @@ class NativeSession:
         """Write what `save` gives, and the logits, into `file`; see `edgeslim.runtime.saved_state`."""
         if self.position == 0:
             raise RecipeError("the state is empty: feed tokens before it is saved")
-        arrays = {_STATE: np.frombuffer(self.save(), np.uint8), LOGITS: self.logits()[None]}
+        arrays: Arrays = {_STATE: np.frombuffer(self.save(), np.uint8), LOGITS: self.logits()[None]}
         identity = bundle_identity(self._bundle)
         write_state(file, SavedState(engine="native", bundle=identity, position=self.position, arrays=arrays))
 

@@ -27,7 +27,12 @@ Owner = Literal["ort", "native"]
 
 FORMAT = "edgeslim-state-1"
 LOGITS = "logits"
-_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I64": np.dtype("<i8"),
+    "U8": np.dtype("u1"),
+}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 
@@ -145,4 +150,5 @@ def _array(data: npt.NDArray[np.uint8], entry: Mapping[str, Any]) -> npt.NDArray
     begin, end = entry["data_offsets"]
     if not 0 <= begin <= end <= data.size:
         raise ValueError(f"a tensor at bytes {begin} to {end} of {data.size}")
-    return data[begin:end].view(_DTYPES[entry["dtype"]]).reshape([int(d) for d in entry["shape"]])
+    array: npt.NDArray[Any] = data[begin:end].view(_DTYPES[entry["dtype"]])
+    return array.reshape([int(d) for d in entry["shape"]])

@@ -154,6 +154,8 @@ def test_onnxruntime_genai_says_that_it_cannot(bundles, tmp_path):
     for call in (session.save_state, session.load_state):
         with pytest.raises(RecipeError, match=r"keeps its state to itself.*use engine 'ort' or 'native'"):
             call(tmp_path / "state")
+    with pytest.raises(RecipeError, match="genai keeps its state to itself"):
+        next(api.run(bundles["llama"], "Once", engine="genai", save_state=tmp_path / "state"))
 
 
 def test_the_file_is_safetensors(bundles, tmp_path):
