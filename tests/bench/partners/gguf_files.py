@@ -126,7 +126,8 @@ def _describe(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_vocab_size(config["vocab_size"])
-    {"llama": _describe_llama, "mamba": _describe_mamba, "mamba2": _describe_mamba2}[config["model_type"]](writer, config)
+    describe = {"llama": _describe_llama, "mamba": _describe_mamba, "mamba2": _describe_mamba2}
+    describe[config["model_type"]](writer, config)
 
 
 def _describe_llama(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
