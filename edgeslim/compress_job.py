@@ -1,4 +1,4 @@
-"""The whole way of one recipe: prune, export, generate, profile, evaluate, and a report that compares the models."""
+"""The whole way of one recipe: prune, reduce, export, generate, profile, evaluate, and a report on the models."""
 
 import json
 from collections.abc import Callable
@@ -20,18 +20,21 @@ def compress_checkpoint(
 ) -> dict[str, Any]:
     """Write `checkpoint/`, `bundle/` and `report.json` into the new folder `output`; return the report.
 
-    The unpruned model (`baseline`) is exported beside, measured and deleted again.
+    The model as it was (`baseline`) is exported beside, measured and deleted again.
 
     Raises: RecipeError and whatever the steps raise.
     """
-    if recipe.prune is None and recipe.baseline:
-        raise RecipeError("baseline needs a [prune] step to compare with; add one, or set baseline = false")
+    if recipe.prune is None and recipe.reduce is None and recipe.baseline:
+        raise RecipeError("baseline needs a [prune] or [reduce] step to compare with; add one, or set baseline = false")
+    if recipe.reduce is None and recipe.eval is not None and recipe.eval.suite == "reduction":
+        raise RecipeError('suite reduction needs a [reduce] step; add one, or set suite = "perplexity"')
     with resumable_folder(output, asdict(recipe), force=force, restart=restart) as (journal, content):
         steps = _Steps(recipe, journal, content, progress)
         bundles = steps.bundles()
         report = {
             "recipe": asdict(recipe),
             "prune": journal.steps.get("prune"),
+            "reduce": journal.steps.get("reduce"),
             "models": {name: steps.measure(name, bundle) for name, bundle in bundles.items()},
         }
         (content / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -45,18 +48,32 @@ class _Steps:
         self._recipe, self._journal, self._content, self._progress = recipe, journal, content, progress
 
     def bundles(self) -> dict[str, Path]:
-        """Prune and export; return the bundles to measure, by the name they have in the report."""
+        """Prune, reduce and export; return the bundles to measure, by the name they have in the report."""
         recipe, bundle = self._recipe, self._content / "bundle"
-        if recipe.prune is None:
-            self._export("dense", recipe.model, bundle)
-            return {"dense": bundle}
-        checkpoint, baseline = self._content / "checkpoint", self._content.parent / "baseline"
-        self._prune(checkpoint)
-        self._export("pruned", checkpoint, bundle)
-        if not recipe.baseline:
-            return {"pruned": bundle}
+        made = self._checkpoint()
+        name = {(): "dense", ("prune",): "pruned", ("reduce",): "reduced"}.get(made, "pruned and reduced")
+        self._export(name, self._content / "checkpoint" if made else recipe.model, bundle)
+        if not made or not recipe.baseline:
+            return {name: bundle}
+        baseline = self._content.parent / "baseline"
         self._export("dense", recipe.model, baseline)
-        return {"dense": baseline, "pruned": bundle}
+        return {"dense": baseline, name: bundle}
+
+    def _checkpoint(self) -> tuple[str, ...]:
+        """Write `checkpoint/`, where the recipe changes the model at all; return the steps that did."""
+        recipe, checkpoint = self._recipe, self._content / "checkpoint"
+        if recipe.reduce is None:
+            if recipe.prune is None:
+                return ()
+            self._prune(checkpoint)
+            return ("prune",)
+        if recipe.prune is None:
+            self._reduce(recipe.model, checkpoint)
+            return ("reduce",)
+        pruned = self._content.parent / "pruned"
+        self._prune(pruned)
+        self._reduce(pruned, checkpoint)
+        return ("prune", "reduce")
 
     def measure(self, name: str, bundle: Path) -> dict[str, Any]:
         """Generate with, profile and evaluate one bundle, as far as the recipe asks for it."""
@@ -69,7 +86,7 @@ class _Steps:
             done["profile"] = self._once(
                 f"profile {name}", lambda: api.profile(bundle, progress=progress, **options).to_json()
             )
-        if recipe.eval is not None:
+        if recipe.eval is not None and (name != "dense" or recipe.eval.suite != "reduction"):
             options = asdict(recipe.eval)
             done["eval"] = self._once(f"eval {name}", lambda: asdict(api.eval(bundle, progress=progress, **options)))
         return done
@@ -81,6 +98,10 @@ class _Steps:
             lambda: api.prune(self._recipe.model, checkpoint, force=True, progress=self._progress, **options).to_json(),
         )
 
+    def _reduce(self, model: str | Path, checkpoint: Path) -> None:
+        options = asdict(self._recipe.reduce)  # type: ignore[arg-type]
+        self._once("reduce", lambda: api.reduce(model, checkpoint, force=True, **options).to_json())
+
     def _export(self, name: str, model: str | Path, bundle: Path) -> None:
         options = asdict(self._recipe.export)
         self._once(
@@ -91,5 +112,5 @@ class _Steps:
     def _once(self, step: str, work: Callable[[], Record]) -> Record:
         """Return the record of `step`, doing its `work` unless the journal has it."""
         if step not in self._journal.steps:
-            self._journal.finish(step, work())
+            self._journal.finish(step, json.loads(json.dumps(work())))  # as a resumed run reads it
         return self._journal.steps[step]

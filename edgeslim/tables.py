@@ -143,7 +143,23 @@ def _optional(key: str, form: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda values: "not measured" if values[key] is None else form.format(values[key])
 
 
-_EVAL_ROWS: tuple[_Row, ...] = (("perplexity", lambda v: f"{v['perplexity']:.2f}"),)
+def _beside_dense(key: str, form: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda v: "" if v[key] is None else f"{form.format(v[key])} (dense {form.format(v[f'dense_{key}'])})"
+
+
+def _recalled(values: Mapping[str, Any]) -> str:
+    """Return the mean accuracy of the recall tasks beside the unreduced model's."""
+    shares = [
+        sum(task["accuracy"] for task in values[key]) / max(len(values[key]), 1) for key in ("recall", "dense_recall")
+    ]
+    return f"{shares[0]:.1%} (dense {shares[1]:.1%})" if values["recall"] else ""
+
+
+_EVAL_ROWS: tuple[_Row, ...] = (
+    ("perplexity", lambda v: f"{v['perplexity']:.2f}"),
+    ("suffix perplexity", _beside_dense("suffix_perplexity", "{:.2f}")),
+    ("recall", _recalled),
+)
 _PROFILE_ROWS: tuple[_Row, ...] = (
     ("bundle", lambda v: f"{v['bundle_bytes'] / 1e6:.1f} MB"),
     ("weights", lambda v: f"{v['weight_bytes'] / 1e6:.1f} MB"),
