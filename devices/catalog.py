@@ -165,7 +165,8 @@ class Device:
 
     `isa` is what kernels are chosen by (as `edgeslim.runtime.machine.isa` names it); `threads` what an engine would
     use; `dram_gb_per_s` the memory's peak, or where `source` says measured, what a loop reads; `reserved_bytes` the
-    memory that the system and other programs keep. `error` is the band of estimates made from measured kernels.
+    memory that the system and other programs keep; `int8_gops_measured` the 8-bit operations of dense products of a
+    prompt, zeros counted. `error` is the band of estimates made from measured kernels.
     """
 
     name: str
@@ -183,6 +184,7 @@ class Device:
     source: Mapping[str, str]
     sources: Mapping[str, Source]
     cache_bytes: int | None = None
+    int8_gops_measured: float | None = None
     accelerator: Accelerator | None = None
     efficiency: Efficiency | None = None
     kernels: tuple[KernelRate, ...] = ()

@@ -1,8 +1,8 @@
 """How fast a bundle would be on a device that is not at hand: bytes over bandwidth, FLOPs over arithmetic, and what
 each operator takes beside them, from the device's file alone.
 
-A device whose kernels were measured (`edgeslim devices probe`) is estimated by them; the others by shares of their peaks
-that are believed, which the band around every speed says. An estimate is a kind of its own: `measured` is false, its
+A device whose kernels were measured (`edgeslim devices probe`) is estimated by them, the others by believed shares of
+their peaks, which the band around every speed says. An estimate is a kind of its own: `measured` is false, its
 keys are not a profile's, and nothing compares the two as one.
 """
 
@@ -114,7 +114,7 @@ def estimate_bundle(
         decode_tok_s=_band(1 / token, model.error),
         prefill_tok_s=_band(prompt_tokens / prompt, model.error),
         ttft_ms=_band(prompt * 1e3, model.error),
-        load_s=_band(model.load_seconds(work), max(0.5, model.error)),
+        load_s=_band(model.load_seconds(work), max(1.0, model.error)),
         memory_bytes=round(memory),
         memory_available_bytes=available,
         fits=memory * (1 + _MEMORY_ERROR) <= available,

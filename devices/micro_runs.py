@@ -102,7 +102,8 @@ class MicroRuns:
         for number in range(nodes):
             inputs, outputs = (k, n) if number % 2 == 0 else (n, k)
             if form == "stock_fp32":
-                matrix = graph.constant(f"w{number}", np.full((inputs, outputs), 0.01, np.float32))
+                values = np.random.default_rng(number).standard_normal((inputs, outputs), np.float32)
+                matrix = graph.constant(f"w{number}", values * np.float32(inputs**-0.5))
                 graph.node("MatMul", [value, matrix], [f"y{number}"])
             else:
                 _blocks(graph, number, 8 if form == "stock_int8" else 4, inputs, outputs, value)
@@ -283,7 +284,8 @@ def _copied(graph: GraphWriter, tensors: Mapping[str, npt.NDArray[Any]], number:
 def _blocks(graph: GraphWriter, number: int, bits: int, inputs: int, outputs: int, value: str) -> None:
     block = 128
     blocks = -(-inputs // block)
-    packed = graph.constant(f"w{number}", np.full((outputs, blocks, block * bits // 8), 0x55, np.uint8))
+    values = np.random.default_rng(number).integers(0, 256, (outputs, blocks, block * bits // 8), np.uint8)
+    packed = graph.constant(f"w{number}", values)
     scales = graph.constant(f"s{number}", np.full(outputs * blocks, 1e-3, np.float32))
     attributes = {"K": inputs, "N": outputs, "bits": bits, "block_size": block, "accuracy_level": 4}
     graph.node("MatMulNBits", [value, packed, scales], [f"y{number}"], domain=_MICROSOFT, attributes=attributes)

@@ -17,6 +17,7 @@ GRAPH, DATA = "model.onnx", "model.onnx.data"
 _IR_VERSION = 10
 _OPSETS = {"": 20, "com.microsoft": 1, "edgeslim": 1}
 _ALIGNMENT = 4096
+_INLINE = 1024  # bytes below which a constant lies in the graph: engines read shapes and axes there only
 _TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "float16": 10}
 
 Shape = Sequence[int | str]
@@ -64,6 +65,9 @@ class GraphWriter:
         tensors, at = [], 0
         with (folder / DATA).open("wb") as data:
             for name, array in self.constants.items():
+                if array.nbytes < _INLINE:
+                    tensors.append(_described(name, array) + _bytes(9, np.ascontiguousarray(array).tobytes()))
+                    continue
                 data.write(b"\0" * (-at % _ALIGNMENT))
                 at += -at % _ALIGNMENT
                 tensors.append(_tensor(name, array, at))
@@ -90,9 +94,13 @@ def _attribute(name: str, value: Any) -> bytes:
 
 def _tensor(name: str, array: npt.NDArray[Any], offset: int) -> bytes:
     entries = {"location": DATA, "offset": str(offset), "length": str(array.nbytes)}
-    message = b"".join(_integer(1, size) for size in array.shape) + _integer(2, _TYPES[str(array.dtype)])
-    message += _text(8, name) + b"".join(_bytes(13, _text(1, k) + _text(2, v)) for k, v in entries.items())
+    message = _described(name, array) + b"".join(_bytes(13, _text(1, k) + _text(2, v)) for k, v in entries.items())
     return message + _integer(14, 1)  # external
+
+
+def _described(name: str, array: npt.NDArray[Any]) -> bytes:
+    sizes = b"".join(_integer(1, size) for size in array.shape)
+    return sizes + _integer(2, _TYPES[str(array.dtype)]) + _text(8, name)
 
 
 def _value(name: str, dtype: str, shape: Shape) -> bytes:

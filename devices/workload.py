@@ -3,7 +3,7 @@
 Nothing is run. Products of constants are counted by the form of their weights; what else an operator does is counted in
 the units that a device's costs are in (see `edgeslim.devices.catalog.Costs`).
 
-Letters: T tokens of a call, P tokens in the cache before it, K inputs and N outputs of a product, H heads, D their size.
+Letters: T tokens of a call, P tokens in the cache before it, K inputs and N outputs of a product, H heads of size D.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -74,17 +74,17 @@ _TOKENIZERS = {"llama": "tiny-llama", "mamba": "recall-mamba", "mamba2": "tiny-m
 _SEED = 0
 
 
-def make_checkpoints(shape: str, work: Path) -> None:
-    """Write `work`/dense and the `PRUNED` copies of it, in bfloat16; those that are there stay."""
+def make_checkpoints(shape: str, work: Path, pruned: Iterable[str] = PRUNED) -> None:
+    """Write `work`/dense and the `pruned` copies of it, in bfloat16; those that are there stay."""
     logging.disable_progress_bar()
     dense = work / "dense"
     if not dense.is_dir():
         with new_folder(dense, force=False) as folder:
             _save(random_model(shape), shape, folder)
-    for name, sparsity in PRUNED.items():
+    for name in pruned:
         if not (work / name).is_dir():
             with new_folder(work / name, force=False) as folder:
-                _save_pruned(dense, folder, sparsity)
+                _save_pruned(dense, folder, PRUNED[name])
 
 
 def _family(shape: str) -> str:

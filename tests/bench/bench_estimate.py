@@ -1,0 +1,162 @@
+"""Estimates beside measurements: bundles of random weights in two shapes, estimated from this machine's probe alone.
+
+``prepare`` writes, under --work, a dense and a half pruned checkpoint of each shape and their bundles; what is there
+stays. ``run`` probes the machine, profiles every bundle in fresh processes, round after round, probes again, and prints
+a JSON line a bundle, then a Markdown table. The estimate is made from the probe's file; no model goes into it, so every
+shape is left out: the run ends where a bundle has a matrix of a size that the probe timed.
+
+    python tests/bench/bench_estimate.py prepare
+    python tests/bench/bench_estimate.py run [--rounds 3] [--passes 3] [-o FILE]
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edgeslim.devices.catalog import Device, load_device
+from edgeslim.devices.estimate import Estimate, estimate_bundle
+from edgeslim.devices.probe import LARGE, SMALL, probe_machine
+from edgeslim.devices.workload import read_workload
+from edgeslim.runtime import machine
+from edgeslim.runtime.profiler import Profile, profile_bundle
+from edgeslim.toml_text import to_toml
+
+SHAPES = ("llama", "mamba2")
+FORMS = {
+    "int8, 0 %": ("dense", "int8"),
+    "int8, 50 %": ("pruned50", "int8"),
+    "int4, 50 %": ("pruned50", "int4"),
+    "int4, 0 %": ("dense", "int4"),
+}
+"""Checkpoint and weights of each form."""
+LIMIT = 0.25
+
+
+def main() -> None:
+    """Prepare or run, as the arguments say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("prepare", "run"))
+    parser.add_argument("--work", type=Path, default=Path("/tmp/estimate"))
+    parser.add_argument("--shapes", type=lambda text: text.split(","), default=SHAPES)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--passes", type=int, default=3, help="passes of each of the two probes")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("-o", "--output", type=Path)
+    args = parser.parse_args()
+    if args.verb == "prepare":
+        prepare(args.work, args.shapes)
+    else:
+        run(args)
+
+
+def prepare(work: Path, shapes: list[str]) -> None:
+    """Write checkpoints and bundles."""
+    from partners.checkpoints import make_checkpoints  # torch, which a run does not need
+
+    from edgeslim import api
+
+    for shape in shapes:
+        make_checkpoints(shape, work / shape, ("pruned50",))
+        for name, (checkpoint, weights) in FORMS.items():
+            bundle = _bundle(work, shape, name)
+            if not bundle.is_dir():
+                api.export(work / shape / checkpoint, bundle, weights=weights)
+
+
+def _bundle(work: Path, shape: str, form: str) -> Path:
+    return work / shape / form.replace(", ", "-").replace(" %", "")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Probe, measure, probe again, and print both beside each other."""
+    bundles = {(s, f): _bundle(args.work, s, f) for s in args.shapes for f in FORMS}
+    for bundle in bundles.values():
+        refuse_known_sizes(bundle)
+    first = _probe(args.passes)
+    profiles: dict[tuple[str, str], list[Profile]] = {case: [] for case in bundles}
+    for number in range(args.rounds):
+        for case, bundle in bundles.items():
+            profiles[case].append(profile_bundle(bundle, engine=args.engine, repeats=3))
+            print(f"round {number + 1} {case}: {profiles[case][-1].decode_tok_s_p50:.1f} tok/s", file=sys.stderr)
+    second = _probe(args.passes)
+    rows = []
+    for case, bundle in bundles.items():
+        estimates = [estimate_bundle(bundle, device, engine=args.engine) for device in (first, second)]
+        rows.append(_row(*case, estimates, profiles[case]))
+        print(json.dumps(rows[-1]))
+    print(f"\n{machine.describe()}, {machine.isa()}, {args.rounds} rounds\n")
+    print("\n".join(_table(rows)))
+    within = sum(abs(row["decode_ratio"] - 1) <= LIMIT for row in rows)
+    print(f"\nwithin {LIMIT:.0%} of the measured decode rate: {within} of {len(rows)}")
+    if args.output:
+        args.output.write_text(json.dumps({"rows": rows, "device": first.to_json()}, indent=1), encoding="utf-8")
+
+
+def refuse_known_sizes(bundle: Path) -> None:
+    """End the run where the probe has timed a matrix of the bundle's own size."""
+    timed = {SMALL, SMALL[::-1], LARGE, LARGE[::-1]}
+    sizes = {(p.k, p.n) for p in read_workload(bundle).products}
+    if sizes & timed:
+        raise SystemExit(f"{bundle}: the probe times matrices of its sizes {sizes & timed}: the shape is not left out")
+
+
+def _probe(passes: int) -> Device:
+    """Return the probe of this machine as its file holds it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "here.toml"
+        file.write_text(to_toml(probe_machine(name="here", passes=passes).to_json()), encoding="utf-8")
+        return load_device(str(file))
+
+
+def _row(shape: str, form: str, estimates: list[Estimate], profiles: list[Profile]) -> dict[str, Any]:
+    """Return the figures of one bundle: the first probe's estimate (the second's beside it) and the rounds' medians."""
+    first, second = estimates
+    decode = [p.decode_tok_s_p50 for p in profiles]
+    middle = {
+        name: statistics.median(getattr(p, name) for p in profiles)
+        for name in ("decode_tok_s_p50", "prefill_tok_s_p50", "load_s", "peak_rss_bytes")
+    }
+    mean = (first.decode_tok_s.value * second.decode_tok_s.value) ** 0.5
+    return {
+        "shape": shape,
+        "form": form,
+        "estimated_decode": round(mean, 1),
+        "probes": [round(e.decode_tok_s.value, 1) for e in estimates],
+        "band": asdict(first.decode_tok_s),
+        "measured_decode": round(middle["decode_tok_s_p50"], 1),
+        "rounds": [round(value, 1) for value in decode],
+        "decode_ratio": round(mean / middle["decode_tok_s_p50"], 3),
+        "estimated_prefill": round(first.prefill_tok_s.value),
+        "measured_prefill": round(middle["prefill_tok_s_p50"]),
+        "estimated_load_s": round(first.load_s.value, 3),
+        "measured_load_s": round(middle["load_s"], 3),
+        "estimated_mb": round(first.memory_bytes / 1e6),
+        "measured_mb": round(middle["peak_rss_bytes"] / 1e6),
+        "parts_ms": dict(first.parts_ms),
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    yield "| bundle | decode, estimated | measured | ratio | prefill | load s | peak MB |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in rows:
+        cells = [
+            f"{row['shape']}, {row['form']}",
+            f"{row['estimated_decode']:.0f}",
+            f"{row['measured_decode']:.0f}",
+            f"{row['decode_ratio']:.2f}",
+            f"{row['estimated_prefill']} / {row['measured_prefill']}",
+            f"{row['estimated_load_s']:.2f} / {row['measured_load_s']:.2f}",
+            f"{row['estimated_mb']} / {row['measured_mb']}",
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
