@@ -1,6 +1,7 @@
 """The command line as its users meet it: one process a test where start-up matters, in-process elsewhere."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_prune_prints_one_report_with_the_error_of_every_linear(pruned: tuple[st
 
 def test_eval_agrees_between_checkpoint_and_bundle(pruned: tuple[str, object], bundle: str, text: str) -> None:
     of_checkpoint, of_bundle = (_json("eval", of, "--text", text, "--seqlen", "64") for of in (pruned[0], bundle))
-    assert of_checkpoint.keys() == {"perplexity", "tokens", "windows"}
+    assert of_checkpoint.keys() == {"model", "perplexity", "tokens", "windows"}
     assert of_checkpoint["tokens"] == of_bundle["tokens"]
     assert of_bundle["perplexity"] == pytest.approx(of_checkpoint["perplexity"], rel=1e-3)
 
@@ -96,6 +97,24 @@ def test_profile_prints_the_object_of_the_contract(bundle: str) -> None:
     measured = _json("profile", bundle, "--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "2", "--threads", "1")
     assert measured["measured"] is True and measured["repeats"] == 2 and measured["prompt_tokens"] == 8
     assert float(str(measured["decode_tok_s_p50"])) > 0
+
+
+def test_profiles_of_two_bundles_make_one_report_with_perplexities(bundle: str, text: str, tmp_path: Path) -> None:
+    second = str(shutil.copytree(bundle, tmp_path / "second"))
+    few = ("--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "1", "--threads", "1")
+    report = str(tmp_path / "report.html")
+    scored = ("--text", text, "--seqlen", "64", "-o", report)
+    result = RUN.invoke(app, ["profile", bundle, second, *few, *scored, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    profiles = json.loads(result.stdout)
+    assert [profile["bundle"] for profile in profiles] == [bundle, second]
+    assert profiles[0]["perplexity"] == profiles[1]["perplexity"] > 1
+    page = Path(report).read_text()
+    assert "Latency over perplexity" in page and f"{profiles[0]['perplexity']:.2f}" in page
+    (tmp_path / "profiles.json").write_text(result.stdout)
+    again = _json("report", str(tmp_path / "profiles.json"), "-o", str(tmp_path / "report.md"))
+    assert again["profiles"] == profiles
+    assert RUN.invoke(app, ["profile", bundle, *few, "-o", report]).exit_code == 1
 
 
 def test_compress_takes_the_whole_way_and_resumes(tmp_path: Path, model: str, text: str) -> None:

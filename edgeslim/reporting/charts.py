@@ -5,12 +5,12 @@ text stays readable there.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 COLOURS = 6
-_WIDTH, _HEIGHT = 360, 270
+_WIDTH, _HEIGHT = 340, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 42
 _LETTER, _LINE = 6.6, 13  # pixels a letter is wide and high at 12 px, near enough to keep labels apart
 
@@ -37,7 +37,7 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Maps [low, high] to [start, end], by the logarithm where the values span more than a decade and a half."""
+    """Maps [low, high] to [start, end], by the logarithm where the values span more than a decade."""
 
     low: float
     high: float
@@ -49,7 +49,7 @@ class Scale:
     def over(cls, values: Sequence[float], start: float, end: float) -> "Scale":
         """Return a scale that holds all `values` with a margin."""
         low, high = min(values), max(values)
-        if low > 0 and high / low > 30:
+        if low > 0 and high / low > 10:
             return cls(low=low / 1.3, high=high * 1.3, start=start, end=end, logarithmic=True)
         margin = 0.12 * (high - low) or 0.12 * abs(high) or 1.0
         bottom = low - margin if low <= 0 else max(low - margin, 0.0)
@@ -74,10 +74,14 @@ class Scale:
         return [n * step for n in range(first, math.floor(self.high / step) + 1)]
 
 
-def bars(rows: Sequence[Bar]) -> str:
-    """Return `rows` as an HTML list; lengths are in proportion to the largest value."""
-    longest = max((row.value or 0.0 for row in rows), default=0.0) or 1.0
-    return f'<ul class="bars">{"".join(_bar(row, longest) for row in rows)}</ul>'
+def bars(groups: Mapping[str, Sequence[Bar]]) -> str:
+    """Return bars as HTML lists, a group after the other under its name; lengths are in proportion to the largest."""
+    longest = max((row.value or 0.0 for rows in groups.values() for row in rows), default=0.0) or 1.0
+    parts = []
+    for name, rows in groups.items():
+        parts.append(f'<p class="group">{escape(name)}</p>' if name and len(groups) > 1 else "")
+        parts.append(f'<ul class="bars">{"".join(_bar(row, longest) for row in rows)}</ul>')
+    return "".join(parts)
 
 
 def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:

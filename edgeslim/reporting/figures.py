@@ -77,7 +77,7 @@ LOAD = Figure(key="load_s", label="load", unit="s", form=significant)
 FIRST = Figure(key="ttft_ms_p50", label="first token", unit="ms", form=significant, p90="ttft_ms_p90")
 PREFILL = Figure(key="prefill_tok_s_p50", label="prefill", unit="tok/s", form=significant)
 DECODE = Figure(key="decode_tok_s_p50", label="decode", unit="tok/s", form=significant)
-TOKEN = Figure(key="decode_ms_p50", label="a decoded token", unit="ms", form=significant, p90="decode_ms_p90")
+TOKEN = Figure(key="decode_ms_p50", label="token latency", unit="ms", form=significant, p90="decode_ms_p90")
 PEAK = Figure(key="peak_rss_bytes", label="peak memory", unit="MB", form=megabytes)
 ENERGY = Figure(key="energy_j_per_token", label="energy a token", unit="J", form=significant)
 TEMPERATURE = Figure(key="temperature_c", label="temperature", unit="°C", form=significant)
@@ -93,7 +93,7 @@ FURTHER = (
     Figure(key="cold_load_s", label="load, files not in memory", unit="s", form=significant),
     Figure(key="cold_ttft_ms", label="first token of the first run", unit="ms", form=significant),
     Figure(key="base_rss_bytes", label="memory before the load", unit="MB", form=megabytes),
-    Figure(key="peak_pss_bytes", label="peak memory, shared pages by share (PSS)", unit="MB", form=megabytes),
+    Figure(key="pss_bytes", label="memory after the runs, shared pages in parts (PSS)", unit="MB", form=megabytes),
     Figure(key="device_memory_bytes", label="peak memory of the accelerator", unit="MB", form=megabytes),
 )
 """What is shown for each measurement apart, where it is there."""

@@ -17,6 +17,7 @@ from edgeslim.reporting.figures import (
     WEIGHTS,
     Figure,
     settings,
+    significant,
     warnings,
 )
 from edgeslim.reporting.measurements import Measurement
@@ -64,11 +65,22 @@ def _estimated(measurements: Sequence[Measurement]) -> str:
 
 
 def _notice(measurements: Sequence[Measurement]) -> str:
-    """Return a line that warns where speeds do not compare."""
-    conditions = dict.fromkeys(each.conditions for each in measurements)
-    if len(conditions) < 2:
-        return f'<p class="soft">Prompt and new: {escape(next(iter(conditions)))}.</p>'
-    return f'<p class="notice">Not all of one length, so compare with care: {escape("; ".join(conditions))}.</p>'
+    """Return what was run where, which figures nothing gave, and every warning with whom it is about."""
+    conditions, devices = dict.fromkeys(each.conditions for each in measurements), _devices_of(measurements)
+    lines = [
+        f'<p class="soft">{escape("; ".join(conditions))} of prompt and after it, on {escape(", ".join(devices))}.</p>'
+    ]
+    if missing := ", ".join(figure.label for figure in _missing(measurements)):
+        lead = "Not measured" if measurements[0].measured else "Not estimated"
+        lines.append(f'<p class="soft">{lead}: {escape(missing)}.</p>')
+    if len(conditions) > 1:
+        lines.append('<p class="notice">Prompts or new tokens differ: compare with care.</p>')
+    about: dict[str, list[str]] = {}
+    for each in measurements:
+        for warning in warnings(each):
+            about.setdefault(warning, []).append(f"{each.name} on {each.device}")
+    lines += [f'<p class="notice">{escape(text)} ({escape("; ".join(whom))})</p>' for text, whom in about.items()]
+    return "".join(lines)
 
 
 def _plots(measurements: Sequence[Measurement]) -> list[str]:
@@ -95,26 +107,34 @@ def _plot(measurements: Sequence[Measurement], y: Figure, x: Figure, unit: Calla
 
 
 def _phase_bars(measurements: Sequence[Measurement]) -> list[str]:
-    """Return a chart for each phase, and for memory and energy."""
-    return [_bar_chart(measurements, figure) for figure in (*PHASES, PEAK, ENERGY)]
+    """Return a chart for each phase, and for memory and energy, that any of `measurements` has."""
+    figures = (*PHASES, PEAK, ENERGY)
+    return [_bar_chart(measurements, figure) for figure in figures if figure not in _missing(measurements)]
+
+
+def _missing(measurements: Sequence[Measurement]) -> list[Figure]:
+    """Return the figures that none of `measurements` has."""
+    return [figure for figure in TABLE if all(each.number(figure.key) is None for each in measurements)]
 
 
 def _bar_chart(measurements: Sequence[Measurement], figure: Figure) -> str:
-    names = _devices_of(measurements)
-    rows = [
-        Bar(label=_label(m, names), value=m.number(figure.key), text=figure.show(m), series=names.index(m.device))
-        for m in measurements
-    ]
+    groups = {
+        device: [
+            Bar(label=m.name, value=m.number(figure.key), text=figure.show(m), series=series)
+            for m in measurements
+            if m.device == device
+        ]
+        for series, device in enumerate(_devices_of(measurements))
+    }
     sense = "more is better" if figure.unit.endswith("/s") else "less is better"
-    return f"<figure><figcaption>{escape(figure.label)} <small>{sense}</small></figcaption>{bars(rows)}</figure>"
+    return f"<figure><figcaption>{escape(figure.label)} <small>{sense}</small></figcaption>{bars(groups)}</figure>"
 
 
 def _table(measurements: Sequence[Measurement]) -> str:
     columns = [(escape(figure.heading), [_cell(figure, m) for m in measurements]) for figure in TABLE]
-    lead = [
-        ("device", [_text(m.device) for m in measurements]),
-        ("tokens", [_text(m.conditions) for m in measurements]),
-    ]
+    lead = [("device", [_text(m.device) for m in measurements])]
+    if len({m.conditions for m in measurements}) > 1:
+        lead.append(("tokens", [_text(m.conditions) for m in measurements]))
     heads = "".join(f'<th scope="col" class="text">{name}</th>' for name, _ in lead)
     heads += "".join(f'<th scope="col">{name}</th>' for name, _ in columns)
     rows = [
@@ -137,7 +157,7 @@ def _devices(measurements: Sequence[Measurement]) -> str:
         )
         head = f'<thead><tr><th scope="col">{escape(figure.heading)}</th>{heads}</tr></thead>'
         tables.append(_scroll(f"{head}<tbody>{body}</tbody>"))
-    return f'<h2>Devices</h2><div class="grid">{"".join(tables)}</div>'
+    return f'<h3>Devices</h3><div class="grid">{"".join(tables)}</div>'
 
 
 def _operators(measurements: Sequence[Measurement]) -> str:
@@ -145,40 +165,34 @@ def _operators(measurements: Sequence[Measurement]) -> str:
     if not found:
         return ""
     charts = [_operator_chart(each, phase) for each in found for phase in dict.fromkeys(e.phase for e in each.entries)]
-    return f"<h2>Operators</h2>{_grid(charts)}"
+    return f"<h3>Operators</h3>{_grid(charts)}"
 
 
 def _operator_chart(found: Operators, phase: str) -> str:
     rows = [
-        Bar(label=f"{e.op} × {e.calls}", value=e.ms, text=f"{e.ms:.3f} ms, {e.share:.0%}", series=0)
+        Bar(label=f"{e.op} × {e.calls}", value=e.ms, text=f"{significant(e.ms)} ms, {e.share:.0%}", series=0)
         for e in found.entries
         if e.phase == phase
     ]
     place = ", ".join(escape(each) for each in (found.measurement.device, phase) if each)
     caption = f"{escape(found.measurement.name)} <small>{place}</small>"
-    return f"<figure><figcaption>{caption}</figcaption>{bars(rows)}</figure>"
+    return f"<figure><figcaption>{caption}</figcaption>{bars({'': rows})}</figure>"
 
 
 def _details(measurements: Sequence[Measurement]) -> str:
-    return "<h2>Settings</h2>" + "".join(map(_detail, measurements))
+    return "<h3>Settings</h3>" + "".join(map(_detail, measurements))
 
 
 def _detail(measurement: Measurement) -> str:
     rows = settings(measurement)
     rows += [(figure.label, figure.show(measurement)) for figure in FURTHER if measurement.number(figure.key)]
     entries = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows)
-    notes = "".join(f'<p class="notice">{escape(each)}</p>' for each in warnings(measurement))
     summary = f'{_name(measurement)} <span class="soft">{escape(measurement.device)}</span>'
-    opened = " open" if notes else ""
-    return f"<details{opened}><summary>{summary}</summary>{notes}<dl>{entries}</dl></details>"
+    return f"<details><summary>{summary}</summary><dl>{entries}</dl></details>"
 
 
 def _devices_of(measurements: Sequence[Measurement]) -> list[str]:
     return list(dict.fromkeys(each.device for each in measurements))
-
-
-def _label(measurement: Measurement, devices: Sequence[str]) -> str:
-    return measurement.name if len(devices) == 1 else f"{measurement.name}, {measurement.device}"
 
 
 def _name(measurement: Measurement) -> str:
