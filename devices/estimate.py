@@ -22,6 +22,8 @@ from edgeslim.runtime.memory import bundle_bytes, weight_bytes
 KIND = "estimate"
 _BASE_RSS = 90_000_000  # an interpreter with an engine loaded, where none was measured
 _MEMORY_ERROR = 0.15
+_SUFFIX = dict.fromkeys(("decode_tok_s", "prefill_tok_s", "ttft_ms"), "_p50")
+_NAMES = {"memory_bytes": "peak_rss_bytes"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +71,17 @@ class Estimate:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the estimate as a JSON object."""
-        return {**asdict(self), "notes": list(self.notes)}
+        """Return the estimate as a JSON object: `kind` and `measured` say what it is; a band NAME is the keys NAME,
+        NAME_low and NAME_high, those that a profile measures under the profile's names."""
+        values: dict[str, Any] = {}
+        for key, value in asdict(self).items():
+            if isinstance(value, dict) and set(value) == {"value", "low", "high"}:
+                values |= {f"{key}{_SUFFIX.get(key, '')}": value["value"]}
+                values |= {f"{key}_{end}": value[end] for end in ("low", "high")}
+            else:
+                values[_NAMES.get(key, key)] = value
+        unknown = dict.fromkeys(("energy_j_per_token", "temperature_c"))
+        return {"kind": KIND, "measured": False, **values, **unknown, "notes": list(self.notes)}
 
 
 def estimate_bundle(

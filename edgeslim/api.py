@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from edgeslim.calibration import Calibration
     from edgeslim.checkpoint import Checkpoint
     from edgeslim.evaluate.perplexity import PerplexityResult
+    from edgeslim.devices.catalog import Device as DeviceFile
+    from edgeslim.devices.estimate import Estimate
     from edgeslim.evaluate.reduction_suite import Amount, ReductionResult
     from edgeslim.pruner import PruneReport
     from edgeslim.pruning.methods import PruneConfig
@@ -223,7 +225,7 @@ def _run_engine(engine: str, load_state: StrPath | None, save_state: StrPath | N
     return state_engine(Path(load_state))
 
 
-def profile(bundle: StrPath, *, progress: Progress = silent, **options: Any) -> "Profile":
+def profile(bundle: StrPath, *, progress: Progress = silent, **options: Any) -> "Profile | Estimate":
     """Measure `bundle` in a process of its own on this machine. `options`: see `ProfileRecipe`.
 
     Raises: RecipeError, BundleError, RuntimeUnavailable.
@@ -271,12 +273,54 @@ def eval(
 
     checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     if recipe.suite == "reduction":
+    if options.pop("estimate", None):
+        return estimate(bundle, **options)
         return _eval_reduction(checkpoint, text, recipe, progress)
     return _eval_checkpoint(checkpoint, text, recipe, progress)
 
 
 def compress(
     recipe_file: StrPath, output: StrPath, *, force: bool = False, restart: bool = False, progress: Progress = silent
+def estimate(bundle: StrPath, device: str | None = None, **options: Any) -> "Estimate":
+    """Return what `bundle` is believed to do on `device`, a known one's name or the path of a device's TOML file.
+
+    Nothing is run. `options`: `prompt_tokens`, `new_tokens` and `engine`, as in `ProfileRecipe`.
+
+    Raises: RecipeError, BundleError, DeviceError.
+    """
+    recipe = from_options(ProfileRecipe, options)
+    if device is None:
+        raise RecipeError("estimate needs device: a known one's name (`edgeslim devices list`) or a device file")
+    from edgeslim.devices.catalog import load_device
+    from edgeslim.devices.estimate import estimate_bundle
+
+    return estimate_bundle(
+        Path(bundle),
+        load_device(device),
+        prompt_tokens=recipe.prompt_tokens,
+        new_tokens=recipe.new_tokens,
+        engine=recipe.engine,
+    )
+
+
+def probe(output: StrPath | None = None, *, progress: Progress = silent, **options: Any) -> "DeviceFile":
+    """Measure this machine, write its device file to `output` where one is named, and return the device.
+
+    `options`: see `edgeslim.devices.probe.probe_machine`.
+
+    Raises: RuntimeUnavailable, OutputError.
+    """
+    from edgeslim.devices.device_file import check_output, write_device
+    from edgeslim.devices.probe import probe_machine
+
+    if output is not None:
+        check_output(Path(output))
+    device = probe_machine(**options, on_progress=_labelled(progress, "probing"))
+    if output is not None:
+        write_device(device, Path(output))
+    return device
+
+
 ) -> dict[str, Any]:
     """Take a model the whole way that the TOML `recipe_file` describes; return the report, as plain JSON values.
 

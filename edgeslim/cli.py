@@ -38,6 +38,8 @@ app = typer.Typer(
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of edgeslim on this machine.")
 app.add_typer(bench, name="bench")
 
+devices = typer.Typer(no_args_is_help=True, help="Devices that there are files for, and the file of this machine.")
+app.add_typer(devices, name="devices")
 _PRUNE, _EXPORT, _RUN, _PROFILE, _EVAL = PruneRecipe(), ExportRecipe(), RunRecipe(), ProfileRecipe(), EvalRecipe()
 _FRONTIER, _REDUCE = FrontierRecipe(), ReduceRecipe()
 
@@ -458,6 +460,9 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Report on profiles measured earlier: tables and plots in one HTML file, or the same as Markdown or JSON."""
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Run nothing: reckon it from the file of --device NAME or FILE.toml.")
+    ] = False,
     with _one_line_errors():
         written = api.report(profiles, output, force=force)
     if as_json:
@@ -480,6 +485,7 @@ def evaluate(
     allow_pickle: Pickle = False,
     as_json: Json = False,
 ) -> None:
+        estimate=estimate or None,
     """Perplexity of a checkpoint or a bundle on a text, or what the reduction of its tokens costs."""
     with _reporting() as progress:
         result = api.eval(
@@ -525,6 +531,60 @@ def compress(
     from edgeslim.tables import print_comparison
 
     print_comparison(report, output)
+
+
+@devices.command(name="list")
+def list_devices(as_json: Json = False) -> None:
+    """List the known devices."""
+    with _one_line_errors():
+        from edgeslim.devices.catalog import known_devices, load_device
+
+        found = [load_device(name) for name in known_devices()]
+    if as_json:
+        print(json.dumps([device.to_json() for device in found], indent=1))
+        return
+    from edgeslim.device_tables import print_devices
+
+    print_devices(found)
+
+
+@devices.command(name="show")
+def show_device(
+    name: Annotated[str, typer.Argument(help="A known device, or a device's TOML file.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Show what is known of a device, each number with its source."""
+    with _one_line_errors():
+        from edgeslim.devices.catalog import load_device
+
+        device = load_device(name)
+    if as_json:
+        return _print_json(device.to_json())
+    from edgeslim.device_tables import print_device
+
+    print_device(device)
+
+
+@devices.command()
+def probe(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The .toml file to write.  [default: stdout]")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The device's name.  [default: after its processor]")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads.  [default: the physical cores]")] = None,
+    passes: Annotated[int, typer.Option(help="Passes over all micro-runs, of which the median counts.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine: its memory, each kernel, what operators and engines take. Writes its device file."""
+    with _reporting() as progress:
+        device = api.probe(output, progress=progress, **_given(name=name, threads=threads, passes=passes))
+    if as_json:
+        return _print_json(device.to_json())
+    if output is not None:
+        return print(f"{output}: {device.title}, reads {device.dram_gb_per_s:g} GB/s; for `profile --device {output}`")
+    from edgeslim.devices.device_file import device_text
+
+    print(device_text(device), end="")
 
 
 def main() -> NoReturn:
@@ -585,7 +645,10 @@ def _print_profiles(profiles: list[dict[str, Any]]) -> None:
     from edgeslim.tables import print_profile
 
     for profile in profiles:
-        print_profile(profile, str(profile["bundle"]))
+        if profile["measured"]:
+            print_profile(profile, str(profile["bundle"]))
+        else:
+            print_estimate(profile)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -594,3 +657,4 @@ def _given(**options: Any) -> dict[str, Any]:
 
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=1))
+    from edgeslim.device_tables import print_estimate
