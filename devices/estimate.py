@@ -133,7 +133,7 @@ def estimate_bundle(
         bundle_bytes=bundle_bytes(bundle),
         bytes_per_token=work.product_bytes,
         prompt_flops=work.flops(prompt_tokens),
-        parts_ms={name: round(seconds * 1e3, 4) for name, seconds in parts.items()},
+        parts_ms={name: round(seconds * 1e3, 6) for name, seconds in parts.items()},
         error=model.error,
         notes=(*notes, *model.notes(work)),
     )
