@@ -1,4 +1,4 @@
-"""The verbs of edgeslim as functions: prune, reduce, export, inspect, run, profile, report, eval, compress and more.
+"""The verbs of edgeslim as functions: shed, prune, reduce, export, inspect, run, profile, eval, compress and more.
 
 Keyword options are the keys of the verb's recipe (see `edgeslim.recipe`), with its defaults. Heavy libraries are
 imported by the verb that needs them.
@@ -21,15 +21,16 @@ from edgeslim.recipe import (
     PruneRecipe,
     ReduceRecipe,
     RunRecipe,
+    ShedRecipe,
     from_options,
 )
 
 if TYPE_CHECKING:
     from edgeslim.calibration import Calibration
     from edgeslim.checkpoint import Checkpoint
-    from edgeslim.evaluate.perplexity import PerplexityResult
     from edgeslim.devices.catalog import Device as DeviceFile
     from edgeslim.devices.estimate import Estimate
+    from edgeslim.evaluate.perplexity import PerplexityResult
     from edgeslim.evaluate.reduction_suite import Amount, ReductionResult
     from edgeslim.pruner import PruneReport
     from edgeslim.pruning.methods import PruneConfig
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from edgeslim.runtime.kernel_bench import KernelReport
     from edgeslim.runtime.manifest import Manifest
     from edgeslim.runtime.profiler import Profile
+    from edgeslim.shedding.job import ShedReport
 
 StrPath = str | Path
 
@@ -84,6 +86,45 @@ def prune(
         sequential=sequential,
     )
     return prune_checkpoint(checkpoint, output, job, force=force, restart=restart, progress=progress)
+
+
+def shed(
+    model: StrPath,
+    output: StrPath,
+    *,
+    force: bool = False,
+    restart: bool = False,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress = silent,
+    **options: Any,
+) -> "ShedReport":
+    """Write the checkpoint `model` without some of its blocks or heads into the new folder `output`; return what went.
+
+    `options`: see `ShedRecipe`. The whole model is in memory. A killed search called again with the same arguments goes
+    on after its last step.
+
+    Raises: RecipeError, CheckpointError, CalibrationError, OutputError.
+    """
+    recipe = from_options(ShedRecipe, options)
+    output = Path(output)
+    refuse_existing(output, force=force)
+    from edgeslim.checkpoint import Checkpoint
+    from edgeslim.shedding.job import ShedJob, shed_checkpoint
+    from edgeslim.shedding.search import Amount
+
+    checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    progress(0, 1, "reading calibration text")
+    windows = PruneRecipe(calib=recipe.calib, samples=recipe.samples, seqlen=recipe.seqlen, seed=recipe.seed)
+    job = ShedJob(
+        amount=Amount(blocks=recipe.blocks or 0, heads=recipe.heads or 0, parameters=recipe.parameters),
+        calibration=calibration_windows(windows, checkpoint),
+        method=recipe.method,
+        refit=recipe.refit,
+        seed=recipe.seed,
+        device=torch_device(recipe.device),
+    )
+    return shed_checkpoint(checkpoint, output, job, force=force, restart=restart, progress=progress)
 
 
 def reduce(model: StrPath, output: StrPath, *, force: bool = False, **options: Any) -> "ReduceReport":
@@ -226,61 +267,25 @@ def _run_engine(engine: str, load_state: StrPath | None, save_state: StrPath | N
 
 
 def profile(bundle: StrPath, *, progress: Progress = silent, **options: Any) -> "Profile | Estimate":
-    """Measure `bundle` in a process of its own on this machine. `options`: see `ProfileRecipe`.
+    """Measure `bundle`, in a process of its own on this machine or on another device. `options`: see `ProfileRecipe`.
 
-    Raises: RecipeError, BundleError, RuntimeUnavailable.
+    With `estimate` true nothing is measured: see `estimate`, whose `device` it needs.
+
+    Raises: RecipeError, BundleError, RuntimeUnavailable, DeviceError.
     """
-    recipe = from_options(ProfileRecipe, options)
-    from edgeslim.runtime.profiler import profile_bundle
-
-    return profile_bundle(Path(bundle), **asdict(recipe), on_progress=_labelled(progress, "profiling"))
-
-
-def report(profiles: Sequence[StrPath | Mapping[str, Any]], output: StrPath, *, force: bool = False) -> "Report":
-    """Write one report on `profiles` to the file `output`, by its suffix .html, .md or .json; return the report.
-
-    `profiles` are profiles as JSON objects, or files of such: of `profile --json`, `eval --json`, `compress`, or an
-    earlier report.
-
-    Raises: RecipeError, OutputError.
-    """
-    from edgeslim.reporting.report import write_report
-
-    return write_report(profiles, Path(output), force=force)
-
-
-def eval(
-    model: StrPath,
-    *,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-    progress: Progress = silent,
-    **options: Any,
-) -> "PerplexityResult | ReductionResult":
-    """Return what a checkpoint or a bundle is worth on a text, by the suite asked for. `options`: see `EvalRecipe`.
-
-    Raises: RecipeError, CheckpointError, BundleError, EvaluationError.
-    """
-    recipe = from_options(EvalRecipe, options)
-    text = _evaluation_text(recipe.text)
-    from edgeslim.runtime.manifest import MANIFEST
-
-    if (Path(model) / MANIFEST).is_file():
-        if recipe.suite == "reduction":
-            return _eval_reducing_bundle(Path(model), text, recipe, progress)
-        return _eval_bundle(Path(model), text, recipe, progress)
-    from edgeslim.checkpoint import Checkpoint
-
-    checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    if recipe.suite == "reduction":
     if options.pop("estimate", None):
         return estimate(bundle, **options)
-        return _eval_reduction(checkpoint, text, recipe, progress)
-    return _eval_checkpoint(checkpoint, text, recipe, progress)
+    recipe = asdict(from_options(ProfileRecipe, options))
+    device, bench_dir = recipe.pop("device"), recipe.pop("bench_dir")
+    if device != "local" or bench_dir is not None:
+        from edgeslim.devices.remote import profile_on
+
+        return profile_on(device, Path(bundle), bench_dir=bench_dir, **recipe, progress=progress)
+    from edgeslim.runtime.profiler import profile_bundle
+
+    return profile_bundle(Path(bundle), **recipe, on_progress=_labelled(progress, "profiling"))
 
 
-def compress(
-    recipe_file: StrPath, output: StrPath, *, force: bool = False, restart: bool = False, progress: Progress = silent
 def estimate(bundle: StrPath, device: str | None = None, **options: Any) -> "Estimate":
     """Return what `bundle` is believed to do on `device`, a known one's name or the path of a device's TOML file.
 
@@ -321,6 +326,49 @@ def probe(output: StrPath | None = None, *, progress: Progress = silent, **optio
     return device
 
 
+def report(profiles: Sequence[StrPath | Mapping[str, Any]], output: StrPath, *, force: bool = False) -> "Report":
+    """Write one report on `profiles` to the file `output`, by its suffix .html, .md or .json; return the report.
+
+    `profiles` are profiles as JSON objects, or files of such: of `profile --json`, `eval --json`, `compress`, or an
+    earlier report.
+
+    Raises: RecipeError, OutputError.
+    """
+    from edgeslim.reporting.report import write_report
+
+    return write_report(profiles, Path(output), force=force)
+
+
+def eval(
+    model: StrPath,
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress = silent,
+    **options: Any,
+) -> "PerplexityResult | ReductionResult":
+    """Return what a checkpoint or a bundle is worth on a text, by the suite asked for. `options`: see `EvalRecipe`.
+
+    Raises: RecipeError, CheckpointError, BundleError, EvaluationError.
+    """
+    recipe = from_options(EvalRecipe, options)
+    text = _evaluation_text(recipe.text)
+    from edgeslim.runtime.manifest import MANIFEST
+
+    if (Path(model) / MANIFEST).is_file():
+        if recipe.suite == "reduction":
+            return _eval_reducing_bundle(Path(model), text, recipe, progress)
+        return _eval_bundle(Path(model), text, recipe, progress)
+    from edgeslim.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    if recipe.suite == "reduction":
+        return _eval_reduction(checkpoint, text, recipe, progress)
+    return _eval_checkpoint(checkpoint, text, recipe, progress)
+
+
+def compress(
+    recipe_file: StrPath, output: StrPath, *, force: bool = False, restart: bool = False, progress: Progress = silent
 ) -> dict[str, Any]:
     """Take a model the whole way that the TOML `recipe_file` describes; return the report, as plain JSON values.
 

@@ -24,6 +24,7 @@ from edgeslim.recipe import (
     PruneRecipe,
     ReduceRecipe,
     RunRecipe,
+    ShedRecipe,
     read_recipe,
 )
 
@@ -37,11 +38,11 @@ app = typer.Typer(
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of edgeslim on this machine.")
 app.add_typer(bench, name="bench")
-
 devices = typer.Typer(no_args_is_help=True, help="Devices that there are files for, and the file of this machine.")
 app.add_typer(devices, name="devices")
+
 _PRUNE, _EXPORT, _RUN, _PROFILE, _EVAL = PruneRecipe(), ExportRecipe(), RunRecipe(), ProfileRecipe(), EvalRecipe()
-_FRONTIER, _REDUCE = FrontierRecipe(), ReduceRecipe()
+_FRONTIER, _REDUCE, _SHED = FrontierRecipe(), ReduceRecipe(), ShedRecipe(blocks=1)
 
 _EXTRA_OF = {
     **dict.fromkeys(("torch", "transformers", "safetensors", "tokenizers", "datasets", "huggingface_hub"), "compress"),
@@ -159,6 +160,65 @@ def prune(
 
 
 @app.command()
+def shed(
+    model: Model,
+    output: Output,
+    blocks: Annotated[int | None, typer.Option(help="Whole decoder blocks to take out.", show_default=False)] = None,
+    heads: Annotated[
+        int | None, typer.Option(help="Heads to take out of every Mamba-2 mixer.", show_default=False)
+    ] = None,
+    parameters: Annotated[
+        float | None,
+        typer.Option(help="Instead: share of all parameters, in blocks, then heads.", show_default=False),
+    ] = None,
+    method: Annotated[str, typer.Option(help="measured, random, last or magnitude.")] = _SHED.method,
+    refit: Annotated[
+        bool, typer.Option("--refit/--no-refit", help="Solve output projections for fewer heads.")
+    ] = _SHED.refit,
+    calib: Calibration = None,
+    samples: Samples = _SHED.samples,
+    seqlen: Annotated[int, typer.Option(help="Tokens a window.")] = _SHED.seqlen,
+    seed: Annotated[int, typer.Option(help="Where the windows lie, and of random.")] = _SHED.seed,
+    device: Device = _SHED.device,
+    trust_remote_code: Remote = False,
+    allow_pickle: Pickle = False,
+    force: Force = False,
+    restart: Restart = False,
+    as_json: Json = False,
+) -> None:
+    """Take whole blocks or Mamba-2 heads out of a checkpoint, those whose absence costs least, for a smaller one."""
+    with _reporting() as progress:
+        report = api.shed(
+            model,
+            output,
+            force=force,
+            restart=restart,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            progress=progress,
+            **_given(
+                blocks=blocks,
+                heads=heads,
+                parameters=parameters,
+                method=method,
+                refit=refit,
+                calib=calib,
+                samples=samples,
+                seqlen=seqlen,
+                seed=seed,
+                device=device,
+            ),
+        )
+    if as_json:
+        return _print_json(report.to_json())
+    print(f"{output}: {report.parameters:,} of {report.dense_parameters:,} parameters ({report.removed:.1%} less)")
+    print(f"blocks taken out, in this order: {', '.join(map(str, report.blocks)) or 'none'}")
+    if report.heads:
+        print(f"heads taken out of every mixer: {len(next(iter(report.heads.values())))} ({report.model_type})")
+    print(f"loss on the calibration windows {report.loss:.4f} nats a token, before {report.dense_loss:.4f}")
+
+
+@app.command()
 def reduce(
     model: Model,
     output: Output,
@@ -182,6 +242,7 @@ def reduce(
     protect_first: Annotated[
         bool, typer.Option("--protect-first/--no-protect-first", help="The first token stays as it is.")
     ] = _REDUCE.protect_first,
+    min_tokens: Annotated[int, typer.Option(help="Fewer tokens than these are left as they are.")] = _REDUCE.min_tokens,
     prompt_tokens: Annotated[int, typer.Option(help="Prompt for which FLOPs are counted.")] = _REDUCE.prompt_tokens,
     seed: Annotated[int, typer.Option(help="Of random.")] = _REDUCE.seed,
     force: Force = False,
@@ -205,6 +266,7 @@ def reduce(
                 merge=merge,
                 protect_last=protect_last,
                 protect_first=protect_first,
+                min_tokens=min_tokens,
                 prompt_tokens=prompt_tokens,
                 seed=seed,
             ),
@@ -397,7 +459,17 @@ def run(
 @app.command()
 def profile(
     bundles: Annotated[list[Path], typer.Argument(help="Bundle folders.", show_default=False)],
-    device: Annotated[list[str] | None, typer.Option(help="Where; repeatable.  [default: local]")] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="local, ssh://[user@]host[:port] or adb[:SERIAL]; repeatable.  [default: local]"),
+    ] = None,
+    bench_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder with edgeslim-bench and libonnxruntime.so for the device.", show_default=False),
+    ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Run nothing: reckon it from the file of --device NAME or FILE.toml.")
+    ] = False,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt.")] = _PROFILE.prompt_tokens,
     new_tokens: Annotated[int, typer.Option(help="Tokens decoded after it.")] = _PROFILE.new_tokens,
     threads: Threads = None,
@@ -420,6 +492,8 @@ def profile(
         engine=engine,
         repeats=repeats,
         warmup=warmup,
+        estimate=estimate or None,
+        bench_dir=None if bench_dir is None else str(bench_dir),
     )
     failures: list[str] = []
     with _reporting() as progress:
@@ -460,77 +534,11 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Report on profiles measured earlier: tables and plots in one HTML file, or the same as Markdown or JSON."""
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Run nothing: reckon it from the file of --device NAME or FILE.toml.")
-    ] = False,
     with _one_line_errors():
         written = api.report(profiles, output, force=force)
     if as_json:
         return _print_json(written.to_json())
     print(f"{output}: {len(written.measured)} measured, {len(written.estimated)} estimated")
-
-
-@app.command(name="eval")
-def evaluate(
-    model: Annotated[str, typer.Argument(help="A checkpoint or a bundle.", show_default=False)],
-    text: Annotated[str | None, typer.Option(help="A text file.  [default: the bundled held-out text]")] = None,
-    seqlen: Annotated[int, typer.Option(help="Tokens a window.")] = _EVAL.seqlen,
-    rule: Annotated[str, typer.Option(help="edgeslim, or reference: that of the papers' scripts.")] = _EVAL.rule,
-    suite: Annotated[str, typer.Option(help="perplexity, or reduction: beside itself unreduced.")] = _EVAL.suite,
-    seeds: Annotated[int, typer.Option(help="Reduction suite: seeds.")] = _EVAL.seeds,
-    windows: Annotated[int, typer.Option(help="Reduction suite: text windows a seed.")] = _EVAL.windows,
-    prompts: Annotated[int, typer.Option(help="Reduction suite: prompts a recall task and seed.")] = _EVAL.prompts,
-    device: Device = _EVAL.device,
-    trust_remote_code: Remote = False,
-    allow_pickle: Pickle = False,
-    as_json: Json = False,
-) -> None:
-        estimate=estimate or None,
-    """Perplexity of a checkpoint or a bundle on a text, or what the reduction of its tokens costs."""
-    with _reporting() as progress:
-        result = api.eval(
-            model,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
-            progress=progress,
-            **_given(
-                text=text,
-                seqlen=seqlen,
-                rule=rule,
-                suite=suite,
-                seeds=seeds,
-                windows=windows,
-                prompts=prompts,
-                device=device,
-            ),
-        )
-    if as_json:
-        return _print_json({"model": model, **asdict(result)})
-    from edgeslim.evaluate.reduction_suite import ReductionResult
-
-    if isinstance(result, ReductionResult):
-        from edgeslim.tables import print_reduction
-
-        return print_reduction(result, model)
-    print(f"{model}: perplexity {result.perplexity:.3f} ({result.tokens:,} tokens in {result.windows} windows)")
-
-
-@app.command()
-def compress(
-    recipe: Annotated[Path, typer.Argument(help="A recipe in TOML.", show_default=False)],
-    output: Output,
-    force: Force = False,
-    restart: Restart = False,
-    as_json: Json = False,
-) -> None:
-    """Take a model the whole way that a recipe describes, and compare it with where it came from."""
-    with _reporting() as progress:
-        report = api.compress(recipe, output, force=force, restart=restart, progress=progress)
-    if as_json:
-        return _print_json(report)
-    from edgeslim.tables import print_comparison
-
-    print_comparison(report, output)
 
 
 @devices.command(name="list")
@@ -585,6 +593,68 @@ def probe(
     from edgeslim.devices.device_file import device_text
 
     print(device_text(device), end="")
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A checkpoint or a bundle.", show_default=False)],
+    text: Annotated[str | None, typer.Option(help="A text file.  [default: the bundled held-out text]")] = None,
+    seqlen: Annotated[int, typer.Option(help="Tokens a window.")] = _EVAL.seqlen,
+    rule: Annotated[str, typer.Option(help="edgeslim, or reference: that of the papers' scripts.")] = _EVAL.rule,
+    suite: Annotated[str, typer.Option(help="perplexity, or reduction: beside itself unreduced.")] = _EVAL.suite,
+    seeds: Annotated[int, typer.Option(help="Reduction suite: seeds.")] = _EVAL.seeds,
+    windows: Annotated[int, typer.Option(help="Reduction suite: text windows a seed.")] = _EVAL.windows,
+    prompts: Annotated[int, typer.Option(help="Reduction suite: prompts a recall task and seed.")] = _EVAL.prompts,
+    device: Device = _EVAL.device,
+    trust_remote_code: Remote = False,
+    allow_pickle: Pickle = False,
+    as_json: Json = False,
+) -> None:
+    """Perplexity of a checkpoint or a bundle on a text, or what the reduction of its tokens costs."""
+    with _reporting() as progress:
+        result = api.eval(
+            model,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            progress=progress,
+            **_given(
+                text=text,
+                seqlen=seqlen,
+                rule=rule,
+                suite=suite,
+                seeds=seeds,
+                windows=windows,
+                prompts=prompts,
+                device=device,
+            ),
+        )
+    if as_json:
+        return _print_json({"model": model, **asdict(result)})
+    from edgeslim.evaluate.reduction_suite import ReductionResult
+
+    if isinstance(result, ReductionResult):
+        from edgeslim.tables import print_reduction
+
+        return print_reduction(result, model)
+    print(f"{model}: perplexity {result.perplexity:.3f} ({result.tokens:,} tokens in {result.windows} windows)")
+
+
+@app.command()
+def compress(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in TOML.", show_default=False)],
+    output: Output,
+    force: Force = False,
+    restart: Restart = False,
+    as_json: Json = False,
+) -> None:
+    """Take a model the whole way that a recipe describes, and compare it with where it came from."""
+    with _reporting() as progress:
+        report = api.compress(recipe, output, force=force, restart=restart, progress=progress)
+    if as_json:
+        return _print_json(report)
+    from edgeslim.tables import print_comparison
+
+    print_comparison(report, output)
 
 
 def main() -> NoReturn:
@@ -642,6 +712,7 @@ def _integers(name: str, text: str | None) -> tuple[int, ...] | None:
 
 
 def _print_profiles(profiles: list[dict[str, Any]]) -> None:
+    from edgeslim.device_tables import print_estimate
     from edgeslim.tables import print_profile
 
     for profile in profiles:
@@ -657,4 +728,3 @@ def _given(**options: Any) -> dict[str, Any]:
 
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=1))
-    from edgeslim.device_tables import print_estimate

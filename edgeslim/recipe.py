@@ -18,6 +18,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edgeslim.errors import RecipeError, did_you_mean
 
+SHED_METHODS = ("measured", "random", "last", "magnitude")
 METHODS = ("magnitude", "wanda", "sparsegpt", "mrp")
 EFFORTS = ("fast", "best")
 MASK_RULES = ("s", "m", "progressive", "admm")
@@ -99,6 +100,40 @@ _PRUNE_CHOICES = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShedRecipe:
+    """What to take out of a checkpoint for good.
+
+    `blocks` whole decoder blocks, and `heads` of every Mamba-2 mixer; or as many blocks, then heads, as fit the share
+    `parameters` of all parameters. `method` measured takes, one by one, what the loss on the calibration windows misses
+    least; random, last and magnitude are what it is compared with. `refit` solves the output projections of mixers
+    with fewer heads for their former outputs. `calib` None is the bundled text.
+    """
+
+    blocks: int | None = None
+    heads: int | None = None
+    parameters: float | None = None
+    method: str = "measured"
+    refit: bool = True
+    calib: str | None = None
+    samples: int = 32
+    seqlen: int = 256
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        counts = [count for count in (self.blocks, self.heads) if count is not None]
+        if bool(counts) == (self.parameters is not None):
+            raise RecipeError("say how much to take out: blocks and heads, or parameters")
+        if self.parameters is not None and not 0 < self.parameters < 1:
+            raise RecipeError(f"parameters must be in (0, 1), got {self.parameters:g}")
+        if counts and not sum(counts):
+            raise RecipeError("say how much to take out: blocks and heads are 0")
+        for name, least in (("blocks", 0), ("heads", 0), ("samples", 1), ("seqlen", 2)):
+            _check_least(name, getattr(self, name), least)
+        _check_choice("method", self.method, SHED_METHODS)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReduceRecipe:
     """How to reduce the tokens of prompts; see `edgeslim.tokens.plan.ReductionPlan` for the rules.
 
@@ -118,6 +153,7 @@ class ReduceRecipe:
     merge: str = "pairwise"
     protect_last: int = 4
     protect_first: bool = False
+    min_tokens: int = 64
     prompt_tokens: int = 1024
     seed: int = 0
 
@@ -152,7 +188,7 @@ class ExportRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecipe:
-    """What to generate. Temperature 0 is greedy; `raw` leaves a chat template aside; no new tokens: the prompt is read."""
+    """What to generate. Temperature 0 is greedy; `raw` leaves a chat template aside; 0 tokens: the prompt is read."""
 
     prompt: str = "Once upon a time"
     max_new_tokens: int = 64
@@ -172,8 +208,14 @@ class RunRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileRecipe:
-    """What to measure. `threads` None leaves the number to the engine."""
+    """What to measure. `threads` None leaves the number to the engine.
 
+    `device` is local, ssh://[user@]host[:port] or adb[:SERIAL]; `bench_dir` a folder with edgeslim-bench and ONNX
+    Runtime's library for it, None takes what is at hand.
+    """
+
+    device: str = "local"
+    bench_dir: str | None = None
     prompt_tokens: int = 128
     new_tokens: int = 64
     threads: int | None = None
