@@ -37,6 +37,20 @@ class Readings:
     power_mode: str | None = None
     notes: tuple[str, ...] = ()
 
+    def profile_keys(self, tokens: int) -> dict[str, Any]:
+        """Return the keys of a profile of `tokens` decoded tokens that were read; what was not is left out."""
+        keys = {
+            "energy_j_per_token": None if self.joules is None else self.joules / tokens,
+            "energy_source": self.energy_source,
+            "watts": self.watts,
+            "temperature_c": self.temperature_c,
+            "clock_mhz": self.clock_mhz,
+            "throttling": self.throttling,
+            "governor": self.governor,
+            "power_mode": self.power_mode,
+        }
+        return {key: value for key, value in keys.items() if value is not None}
+
 
 @dataclass(frozen=True)
 class Series:

@@ -75,12 +75,14 @@ def default_threads() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """How busy other programs kept the CPUs this process may use: `others` in cores over `seconds`."""
+    """How busy other programs kept the CPUs this process may use: `others` in cores over `seconds`, of which `stolen`
+    is what a hypervisor gave to other machines."""
 
     seconds: float
     others: float
     load_1min: float
     cores: int
+    stolen: float = 0.0
 
 
 class LoadWatch:
@@ -92,15 +94,22 @@ class LoadWatch:
 
     def read(self) -> Load:
         """Return the load since this watch was made."""
-        wall, busy, own = (after - before for after, before in zip(self._now(), self._from, strict=True))
-        others = max(0.0, (busy - own) / max(wall, 1e-9))
-        return Load(seconds=wall, others=others, load_1min=psutil.getloadavg()[0], cores=len(self._cpus))
+        wall, busy, own, stolen = (after - before for after, before in zip(self._now(), self._from, strict=True))
+        wall = max(wall, 1e-9)
+        return Load(
+            seconds=wall,
+            others=max(0.0, (busy - own) / wall),
+            load_1min=psutil.getloadavg()[0],
+            cores=len(self._cpus),
+            stolen=max(0.0, stolen / wall),
+        )
 
-    def _now(self) -> tuple[float, float, float]:
-        """Return seconds: of the clock, of our CPUs being busy, of this process running."""
-        times = psutil.cpu_times(percpu=True)
-        busy = sum(getattr(times[c], kind, 0.0) for c in self._cpus if c < len(times) for kind in _BUSY)
-        return time.perf_counter(), busy, time.process_time()
+    def _now(self) -> tuple[float, float, float, float]:
+        """Return seconds: of the clock, of our CPUs being busy, of this process running, of CPUs taken from us."""
+        times = [t for number, t in enumerate(psutil.cpu_times(percpu=True)) if number in self._cpus]
+        busy = sum(getattr(t, kind, 0.0) for t in times for kind in _BUSY)
+        stolen = sum(getattr(t, "steal", 0.0) for t in times)
+        return time.perf_counter(), busy, time.process_time(), stolen
 
 
 def probe_load(seconds: float = 0.3) -> Load:

@@ -12,11 +12,13 @@ from typing import IO, Any, Literal
 
 import edgeslim
 from edgeslim import errors
+from edgeslim.devices.sensors import Readings, find_sensors, read_sensors
 from edgeslim.errors import EdgeslimError, RecipeError
 from edgeslim.runtime import machine
 from edgeslim.runtime.config import read_config
 from edgeslim.runtime.engines import choose_engine, require_engine
 from edgeslim.runtime.memory import bundle_bytes, weight_bytes
+from edgeslim.runtime.sampling import FileSampler, list_folder, read_text
 
 MARK = "edgeslim-profiler: "  # begins the worker's lines; an engine may print others
 
@@ -31,8 +33,12 @@ class Profile:
     has it; `ttft_ms_*` run from the prompt to the first token chosen; `prefill_tok_s` counts tokens given;
     `base_rss_bytes` is taken before the load, imports included, `pss_bytes` (proportional: pages shared with other
     processes in their parts) after the last run; caches are made for `prompt_tokens` + `new_tokens`; `governor` sets
-    the CPU's clock; `energy_j_per_token` is what the CPU packages drew per decoded token; it, `temperature_c`,
-    `pss_bytes` and `governor` are None where the kernel gives no reading.
+    the CPU's clock; `energy_j_per_token` is what `energy_source` (rapl: the CPU packages; rails: the module; battery)
+    drew per decoded token, `watts` its mean power meanwhile; `temperature_c` the hottest reading of a processor's
+    sensor; `throttling` a sentence, or "none" where something would have told. `cold_ttft_ms` and `cold_decode_ms` are
+    those of the process' very first run, warm-up or not. `others_cores` is what other programs used of the CPUs during
+    the counted runs, `stolen_cores` what a hypervisor withheld of it. All of these are None where nothing gives a
+    reading.
     """
 
     device: str
@@ -56,6 +62,15 @@ class Profile:
     energy_j_per_token: float | None
     temperature_c: float | None
     governor: str | None = None
+    power_mode: str | None = None
+    throttling: str | None = None
+    clock_mhz: float | None = None
+    energy_source: str | None = None
+    watts: float | None = None
+    cold_ttft_ms: float | None = None
+    cold_decode_ms: float | None = None
+    others_cores: float | None = None
+    stolen_cores: float | None = None
     repeats: int
     warmup: int
     measured: bool = True
@@ -104,19 +119,36 @@ def profile_bundle(
         "warmup": warmup,
     }
     before = machine.busy_warning(machine.probe_load(), "before the run")
-    measured = _measure(job, on_progress or (lambda done, total: None))
-    during = machine.busy_warning(machine.Load(**measured.pop("load")), "during the run")
-    warnings = tuple(w for w in (before, during, *measured.pop("remarks")) if w)
+    plan = find_sensors(list_folder, read_text)
+    with FileSampler(plan.paths) as sampler:
+        measured = _measure(job, on_progress or (lambda done, total: None))
+    load = machine.Load(**measured.pop("load"))
+    readings = read_sensors(plan, measured.pop("phases"), sampler.samples)
+    during = machine.busy_warning(load, "during the run")
+    slowed = [f"throttled: {readings.throttling}"] if readings.throttling not in (None, "none") else []
+    warnings = tuple(w for w in (before, during, *slowed, *measured.pop("remarks")) if w)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     job.pop("bundle")
     return Profile(
-        **{**job, **measured},
+        **{**job, **measured, **_sensed(readings, measured, repeats * (new_tokens - 1))},
+        others_cores=round(load.others, 3),
+        stolen_cores=round(load.stolen, 3),
         device=machine.describe(),
         bundle_bytes=bundle_bytes(bundle),
         weight_bytes=weight_bytes(bundle),
         warnings=warnings,
     )
+
+
+def _sensed(readings: Readings, measured: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """Return the keys of a profile that sensors give. A counter that the measuring process reads at the very ends of
+    each stretch (RAPL) is more exact than samples of it, and stays."""
+    found = readings.profile_keys(tokens)
+    if measured["energy_j_per_token"] is not None:
+        found.pop("energy_j_per_token", None)
+        found["energy_source"] = "rapl"
+    return found
 
 
 def _check(**limits: tuple[int, int]) -> None:

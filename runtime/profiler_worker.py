@@ -28,11 +28,13 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The times of one generation, in seconds: until the first token, of the prompt alone, of each later token."""
+    """The times of one generation, in seconds: until the first token, of the prompt alone, of each later token; and on
+    the machine's clock where the prompt began, where decoding did, and where it ended."""
 
     first: float
     prefill: float
     steps: list[float]
+    at: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 def main(argument: str) -> None:
@@ -66,9 +68,12 @@ def measure(
         "isa": _isa(session),
         "load_s": load_s,
         **summarise(runs[warmup:], prompt_tokens),
+        "cold_ttft_ms": runs[0].first * 1e3,
+        "cold_decode_ms": _percentile([s * 1e3 for s in runs[0].steps], 50),
         "energy_j_per_token": _per_token(meter.joules(), repeats * (new_tokens - 1)),
         "temperature_c": cpu_temperature(),
         "governor": machine.governor(),
+        "phases": phases(runs[warmup:]),
         "base_rss_bytes": base,
         "peak_rss_bytes": peak_rss(),
         "pss_bytes": current_pss(),
@@ -92,9 +97,11 @@ def run_once(session: Session, prompt: Tokens, new_tokens: int, meter: EnergyMet
     token = session.feed(prompt).argmax()
     first = time.perf_counter()
     meter.start()
+    decoding = time.perf_counter()
     steps = list(_timed_steps(session, int(token), new_tokens - 1))
+    ended = time.perf_counter()
     meter.stop()
-    return Run(first=first - begin, prefill=first - ready, steps=steps)
+    return Run(first=first - begin, prefill=first - ready, steps=steps, at=(ready, decoding, ended))
 
 
 def _timed_steps(session: Session, token: int, count: int) -> Iterator[float]:
@@ -116,6 +123,15 @@ def summarise(runs: list[Run], prompt_tokens: int) -> dict[str, float]:
         "decode_ms_p50": _percentile(steps, 50),
         "decode_ms_p90": _percentile(steps, 90),
     }
+
+
+def phases(runs: list[Run]) -> list[dict[str, Any]]:
+    """Return begin and end of each run's prompt and of its decoding, on the machine's clock."""
+    return [
+        {"phase": phase, "run": number, "begin": begin, "end": end}
+        for number, run in enumerate(runs)
+        for phase, begin, end in (("prefill", *run.at[:2]), ("decode", *run.at[1:]))
+    ]
 
 
 def random_prompt(vocab_size: int, count: int) -> Tokens:
