@@ -122,11 +122,12 @@ edgeslim_profile_options with_defaults(edgeslim_profile_options o) {
   return o;
 }
 
-Status measure(Session* session, const edgeslim_profile_options& o, std::vector<Run>* runs) {
+Status measure(Session* session, const edgeslim_profile_options& o, Run* cold, std::vector<Run>* runs) {
   const std::vector<int32_t> prompt = random_tokens(session->model().vocab_size, o.prompt_tokens);
   for (int32_t i = 0; i < o.warmup + o.repeats; ++i) {
     Run run;
     if (Status s = run_once(session, prompt, o, i - o.warmup, &run); s.failed()) return s;
+    if (i == 0) *cold = run;
     if (i >= o.warmup) runs->push_back(std::move(run));
     if (o.on_run) o.on_run(i + 1, o.warmup + o.repeats, o.user);
   }
@@ -157,11 +158,12 @@ Status profile(const char* folder, const edgeslim_model_options& asked, const ed
   if (Status s = session->open(*model, room); s.failed()) return s;
   const double load = seconds() - begin;
   tell(o, EDGESLIM_PHASE_LOAD, 0, begin, begin + load);
+  Run cold;
   std::vector<Run> runs;
-  if (Status s = measure(session.get(), o, &runs); s.failed()) return s;
+  if (Status s = measure(session.get(), o, &cold, &runs); s.failed()) return s;
   Object out;
   out.text("device", machine_name());
-  out.text("engine", std::string("edgeslim ") + edgeslim_version() + ", onnxruntime " + model->library->version);
+  out.text("engine", engine_of(*model));
   const std::string isa = products_of(*model);
   out.text("isa", isa.empty() ? machine_isa() : isa);
   out.integer("threads", model->threads);
@@ -179,6 +181,10 @@ Status profile(const char* folder, const edgeslim_model_options& asked, const ed
   out.add("energy_j_per_token", "null");
   out.number("temperature_c", cpu_temperature());
   out.text_if_any("governor", cpu_governor());
+  for (const char* name : {"power_mode", "throttling", "clock_mhz", "energy_source", "watts"}) out.add(name, "null");
+  out.number("cold_ttft_ms", cold.first * 1e3);
+  out.number("cold_decode_ms", percentile(cold.steps, 50) * 1e3);
+  for (const char* name : {"others_cores", "stolen_cores"}) out.add(name, "null");
   out.integer("repeats", o.repeats);
   out.integer("warmup", o.warmup);
   out.add("measured", "true");
