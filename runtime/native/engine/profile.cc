@@ -163,7 +163,7 @@ Status profile(const char* folder, const edgeslim_model_options& asked, const ed
   if (Status s = measure(session.get(), o, &cold, &runs); s.failed()) return s;
   Object out;
   out.text("device", machine_name());
-  out.text("engine", engine_of(*model));
+  out.text("engine", std::string("edgeslim ") + edgeslim_version() + ", onnxruntime " + model->library->version);
   const std::string isa = products_of(*model);
   out.text("isa", isa.empty() ? machine_isa() : isa);
   out.integer("threads", model->threads);
