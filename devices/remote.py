@@ -6,14 +6,18 @@ inside, and ONNX Runtime's library (`kit`). Nothing else is needed there but a P
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeslim.devices.delivery import Parcel, Store
 from edgeslim.devices.catalog import known_devices
+from edgeslim.devices.delivery import Parcel, Store
 from edgeslim.devices.kit import ARCHITECTURES, PROGRAM, Kit, find_kit
+from edgeslim.devices.sensor_plan import find_sensors
+from edgeslim.devices.sensors import Readings, read_sensors
+from edgeslim.devices.snapshot import Snapshot
 from edgeslim.devices.transports import FORMS, Transport, is_transport, open_transport
 from edgeslim.devices.transports.process import Output
 from edgeslim.devices.transports.shell import script
@@ -38,7 +42,7 @@ echo "board=$(cat /proc/device-tree/model 2>/dev/null | tr -d '\\000')"
 echo "bits=$(getconf LONG_BIT 2>/dev/null)"
 echo "cache=${XDG_CACHE_HOME:-$HOME/.cache}"
 """
-_RUN = 'cd "$1" && shift && exec "$@" > ' + RESULT
+_RUN = 'umask 077; cd "$1" && shift && exec "$@" > ' + RESULT
 _ALIASES = {"arm64": "aarch64", "amd64": "x86_64", "arm64-v8a": "aarch64"}
 _FAILURES = (
     (
@@ -105,11 +109,18 @@ def profile_on(
     with open_transport(spec) as transport:
         platform = describe(transport)
         kit = find_kit(platform.arch, android=platform.android, folder=None if bench_dir is None else Path(bench_dir))
+        snapshot = Snapshot.take(transport)
+        plan = find_sensors(snapshot.names, snapshot.text)
+        options += [part for path in plan.paths for part in ("--sample", path)]
         value = _measure(transport, platform, bundle, kit, options, progress)
-    measured = Profile.from_json(value)
-    warnings = (*measured.warnings, *_warnings(bundle))
+    counted = [phase for phase in value.pop("phases", []) if phase["run"] >= 0]
+    readings = read_sensors(plan, counted, value.pop("samples", []))
+    measured = Profile.from_json({**value, **readings.profile_keys(repeats * (new_tokens - 1))})
     return replace(
-        measured, device=_device_name(platform, measured.device), bundle_bytes=bundle_bytes(bundle), warnings=warnings
+        measured,
+        device=_device_name(platform, measured.device),
+        bundle_bytes=bundle_bytes(bundle),
+        warnings=(*measured.warnings, *_warnings(bundle, readings)),
     )
 
 
@@ -214,8 +225,14 @@ def _device_name(platform: Platform, measured: str) -> str:
     return f"{platform.model}, {measured.rpartition(', ')[2]}" if platform.model else measured
 
 
-def _warnings(bundle: Path) -> list[str]:
+def _warnings(bundle: Path, readings: Readings) -> list[str]:
+    """Return what a reader of the profile should know; each is said on stderr too."""
+    warnings = []
+    if readings.throttling not in (None, "none"):
+        warnings.append(f"throttled: {readings.throttling}")
     providers = [name for name in read_config(bundle).providers if not name.startswith("CPU")]
-    if not providers:
-        return []
-    return [f"{PROGRAM} runs on the CPU alone; the bundle prefers {', '.join(providers)}"]
+    if providers:
+        warnings.append(f"{PROGRAM} runs on the CPU alone; the bundle prefers {', '.join(providers)}")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return warnings

@@ -461,7 +461,7 @@ def profile(
     bundles: Annotated[list[Path], typer.Argument(help="Bundle folders.", show_default=False)],
     device: Annotated[
         list[str] | None,
-        typer.Option(help="local, ssh://[user@]host[:port] or adb[:SERIAL]; repeatable.  [default: local]"),
+        typer.Option(help="local, ssh://HOST, ssh://USER@HOST:PORT, adb or adb:SERIAL; repeatable.  [default: local]"),
     ] = None,
     bench_dir: Annotated[
         Path | None,
@@ -476,6 +476,11 @@ def profile(
     engine: Engine = _PROFILE.engine,
     repeats: Annotated[int, typer.Option(help="Counted runs.")] = _PROFILE.repeats,
     warmup: Annotated[int, typer.Option(help="Runs before, not counted.")] = _PROFILE.warmup,
+    repeat: Annotated[
+        int | None,
+        typer.Option(help="Profiles in a row; exit 3 and the cause where they differ by over 5 %.", show_default=False),
+    ] = None,
+    operators: Annotated[bool, typer.Option("--operators", help="Also time each kind of operator, here.")] = False,
     text: Annotated[str | None, typer.Option(help="Also score this text file, here.  [default: no score]")] = None,
     seqlen: Annotated[int, typer.Option(help="Tokens a window of the text.")] = _EVAL.seqlen,
     output: Annotated[
@@ -493,8 +498,11 @@ def profile(
         repeats=repeats,
         warmup=warmup,
         estimate=estimate or None,
+        operators=operators or None,
         bench_dir=None if bench_dir is None else str(bench_dir),
     )
+    if repeat is not None:
+        return _repeat(bundles, repeat, {**options, **_given(device=(device or [None])[0])}, as_json=as_json)
     failures: list[str] = []
     with _reporting() as progress:
         from edgeslim.reporting.collect import profile_all
@@ -709,6 +717,25 @@ def _integers(name: str, text: str | None) -> tuple[int, ...] | None:
         return None if text is None else tuple(int(part) for part in text.split(","))
     except ValueError:
         raise RecipeError(f"{name}: expected integers parted by commas, got {text!r}") from None
+
+
+def _repeat(bundles: list[Path], count: int, options: dict[str, Any], *, as_json: bool) -> None:
+    """Profile one bundle `count` times and print it; end with exit status 3 where the profiles differ too much."""
+    with _reporting() as progress:
+        if len(bundles) != 1:
+            raise RecipeError(f"repeat profiles one bundle, got {len(bundles)}")
+        found = api.repeat_profile(bundles[0], count, progress=progress, **options)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        from edgeslim.tables import print_repeated
+
+        print_repeated(found, str(bundles[0]))
+    if not found.steady:
+        from edgeslim.runtime.repeat import EXIT_UNSTEADY
+
+        print(f"not repeatable: {found.cause}", file=sys.stderr)
+        sys.exit(EXIT_UNSTEADY)
 
 
 def _print_profiles(profiles: list[dict[str, Any]]) -> None:
