@@ -38,6 +38,7 @@ _HOME = {
     "prune": "api",
     "read_recipe": "recipe",
     "reduce": "api",
+    "repeat_profile": "api",
     "report": "api",
     "run": "api",
     "shed": "api",

@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from edgeslim.runtime.inspection import Inspection
     from edgeslim.runtime.kernel_bench import KernelReport
     from edgeslim.runtime.manifest import Manifest
+    from edgeslim.runtime.operators import OperatorProfile
     from edgeslim.runtime.profiler import Profile
+    from edgeslim.runtime.repeat import Repeated
     from edgeslim.shedding.job import ShedReport
 
 StrPath = str | Path
@@ -266,24 +268,53 @@ def _run_engine(engine: str, load_state: StrPath | None, save_state: StrPath | N
     return state_engine(Path(load_state))
 
 
-def profile(bundle: StrPath, *, progress: Progress = silent, **options: Any) -> "Profile | Estimate":
+def profile(bundle: StrPath, *, progress: Progress = silent, **options: Any) -> "Profile | OperatorProfile | Estimate":
     """Measure `bundle`, in a process of its own on this machine or on another device. `options`: see `ProfileRecipe`.
 
-    With `estimate` true nothing is measured: see `estimate`, whose `device` it needs.
+    With `estimate` true nothing is measured: see `estimate`, whose `device` it needs. With `operators` true the time of
+    each kind of operator is measured too, on this machine's onnxruntime.
 
     Raises: RecipeError, BundleError, RuntimeUnavailable, DeviceError.
     """
     if options.pop("estimate", None):
         return estimate(bundle, **options)
+    operators = options.pop("operators", None)
     recipe = asdict(from_options(ProfileRecipe, options))
     device, bench_dir = recipe.pop("device"), recipe.pop("bench_dir")
     if device != "local" or bench_dir is not None:
+        if operators:
+            raise RecipeError(f"operators are timed on this machine only, got device {device!r}")
         from edgeslim.devices.remote import profile_on
 
         return profile_on(device, Path(bundle), bench_dir=bench_dir, **recipe, progress=progress)
     from edgeslim.runtime.profiler import profile_bundle
 
-    return profile_bundle(Path(bundle), **recipe, on_progress=_labelled(progress, "profiling"))
+    measured = profile_bundle(Path(bundle), **recipe, on_progress=_labelled(progress, "profiling"))
+    if not operators:
+        return measured
+    from edgeslim.runtime.operators import OperatorProfile, operator_times
+
+    tokens = {name: recipe[name] for name in ("prompt_tokens", "new_tokens")}
+    timed = operator_times(
+        Path(bundle), **tokens, threads=measured.threads, on_progress=_labelled(progress, "timing operators")
+    )
+    return OperatorProfile(profile=measured, operators=timed)
+
+
+def repeat_profile(bundle: StrPath, count: int, *, progress: Progress = silent, **options: Any) -> "Repeated":
+    """Measure `bundle` on this machine `count` times; return the profiles, and what was different where they differ.
+
+    `options`: see `ProfileRecipe`.
+
+    Raises: RecipeError, BundleError, RuntimeUnavailable.
+    """
+    recipe = asdict(from_options(ProfileRecipe, options))
+    device, bench_dir = recipe.pop("device"), recipe.pop("bench_dir")
+    if device != "local" or bench_dir is not None:
+        raise RecipeError(f"repeat measures this machine only, got device {device!r}")
+    from edgeslim.runtime.repeat import repeat_profile
+
+    return repeat_profile(Path(bundle), count, **recipe, on_progress=_labelled(progress, "profiling"))
 
 
 def estimate(bundle: StrPath, device: str | None = None, **options: Any) -> "Estimate":

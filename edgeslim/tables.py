@@ -1,7 +1,7 @@
 """Results as tables for people."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from edgeslim.evaluate.reduction_suite import ReductionResult
     from edgeslim.runtime.inspection import Inspection
     from edgeslim.runtime.kernel_bench import KernelReport
+    from edgeslim.runtime.repeat import Repeated
 
 _Row = tuple[str, Callable[[Mapping[str, Any]], str]]
 
@@ -19,9 +20,51 @@ def print_profile(profile: Mapping[str, Any], bundle: str) -> None:
     from rich.table import Table
 
     table = Table(title=f"{bundle} on {profile['device']}", show_header=False, title_justify="left")
-    for label, show in _PROFILE_ROWS:
+    for label, show in (*_PROFILE_ROWS, *_MACHINE_ROWS):
         table.add_row(label, show(profile))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if "operators" in profile:
+        console.print(_operator_table(profile["operators"]))
+
+
+def _operator_table(operators: Sequence[Mapping[str, Any]]) -> Any:
+    """Return the time of each kind of operator for a prompt and for a decoded token, the dearest first."""
+    from rich.table import Table
+
+    table = Table(title="operators, on plain onnxruntime", title_justify="left")
+    for heading in ("phase", "operator", "calls", "ms", "share", "constants", "provider"):
+        table.add_column(heading, justify="left" if heading in ("phase", "operator", "provider") else "right")
+    for each in operators:
+        whole = sum(other["ms"] for other in operators if other["phase"] == each["phase"])
+        figures = (str(each["calls"]), f"{each['ms']:.3f}", f"{each['ms'] / max(whole, 1e-12):.0%}")
+        size = f"{each['weight_bytes'] / 1e6:.1f} MB" if each["weight_bytes"] else ""
+        table.add_row(each["phase"], each["op"], *figures, size, each["provider"].removesuffix("ExecutionProvider"))
+    return table
+
+
+def print_repeated(found: "Repeated", bundle: str) -> None:
+    """Print profiles in a row, one a line with what the machine was like, and how far apart they are."""
+    from rich.table import Table
+
+    title = f"{bundle}: {len(found.profiles)} profiles on {found.profiles[0].device}"
+    table = Table(title=title, title_justify="left")
+    for heading in ("decode tok/s", "prefill tok/s", "others' cores", "steal", "core GB/s", "memory GB/s", "°C"):
+        table.add_column(heading, justify="right")
+    for profile, now in zip(found.profiles, found.conditions, strict=True):
+        table.add_row(
+            f"{profile.decode_tok_s_p50:,.1f}",
+            f"{profile.prefill_tok_s_p50:,.0f}",
+            f"{now.programs:.2f}",
+            f"{now.stolen:.2f}",
+            f"{now.core_gb_per_s:.2f}",
+            "not measured" if now.memory_gb_per_s is None else f"{now.memory_gb_per_s:.1f}",
+            "not measured" if now.temperature_c is None else f"{now.temperature_c:.0f}",
+        )
+    console = _wide_console()
+    console.print(table)
+    spreads = ", ".join(f"{key.removesuffix('_tok_s_p50')} {value:.1%}" for key, value in found.spread.items())
+    console.print(f"largest over smallest: {spreads}; at most {found.limit:.0%} is steady", highlight=False)
 
 
 def print_comparison(report: Mapping[str, Any], output: Path) -> None:
@@ -140,7 +183,7 @@ def _cell(show: Callable[[Mapping[str, Any]], str], measured: Mapping[str, Any])
 
 
 def _optional(key: str, form: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda values: "not measured" if values[key] is None else form.format(values[key])
+    return lambda values: "not measured" if values.get(key) is None else form.format(values[key])
 
 
 def _beside_dense(key: str, form: str) -> Callable[[Mapping[str, Any]], str]:
@@ -172,3 +215,23 @@ _PROFILE_ROWS: tuple[_Row, ...] = (
     ("energy", _optional("energy_j_per_token", "{:.3f} J/token")),
     ("engine", lambda v: f"{v['engine']}, {v['threads']} threads, {v['isa']}"),
 )
+_MACHINE_ROWS: tuple[_Row, ...] = (
+    ("first run", lambda v: _first_run(v)),
+    ("power", _optional("watts", "{:.2f} W")),
+    ("temperature", _optional("temperature_c", "{:.0f} °C")),
+    ("throttling", _optional("throttling", "{}")),
+    ("clock", lambda v: _clock(v)),
+)
+"""What a profile says of the machine meanwhile, beside the figures that are compared."""
+
+
+def _first_run(values: Mapping[str, Any]) -> str:
+    if values.get("cold_ttft_ms") is None:
+        return "not measured"
+    return f"{values['cold_ttft_ms']:.1f} ms to the first token, then {values['cold_decode_ms']:.2f} ms/token"
+
+
+def _clock(values: Mapping[str, Any]) -> str:
+    clock = "not measured" if values.get("clock_mhz") is None else f"{values['clock_mhz']:.0f} MHz"
+    named = [str(values[key]) for key in ("governor", "power_mode") if values.get(key) is not None]
+    return f"{clock} ({', '.join(named)})" if named else clock
