@@ -1,7 +1,8 @@
-"""Train one of the two tiny models in `examples/models/` on documentation text that every machine with Python has.
+"""Train one of the tiny models in `examples/models/` that continue the documentation every machine with Python has.
 
     python examples/train_tiny.py --arch llama --minutes 55 --threads 1 --compile
     python examples/train_tiny.py --arch mamba2 --minutes 55 --threads 1 --compile
+    python examples/train_tiny.py --arch mamba --minutes 20 --threads 1
 
 The learning rate follows the share of the time budget that is used up, so training always ends decayed to zero, however
 fast the machine is. A killed training goes on from its last checkpoint when started again with the same arguments; with
@@ -24,6 +25,7 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from training_scan import use_fast_scans
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -31,6 +33,8 @@ from transformers import (
     LlamaForCausalLM,
     Mamba2Config,
     Mamba2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -51,7 +55,7 @@ WINDOW = 256
 LIBRARY_SHARE = 0.35
 """Share of training windows from the standard library, which is small but nearest to the held-out text."""
 WARMUP_STEPS = 60
-PEAK_RATE = {"llama": 2e-3, "mamba2": 2e-3}
+PEAK_RATE = {"llama": 2e-3, "mamba2": 2e-3, "mamba": 3e-3}
 CHECKPOINT_EVERY_S = 180.0
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {
@@ -75,10 +79,20 @@ SHAPES: dict[str, dict[str, Any]] = {
         "initializer_range": 0.05,
         "rescale_prenorm_residual": True,
     },
+    "mamba": {
+        "hidden_size": 192,
+        "expand": 2,
+        "num_hidden_layers": 12,
+        "state_size": 16,
+        "time_step_rank": 12,
+        "initializer_range": 0.05,
+        "rescale_prenorm_residual": True,
+    },
 }
 SUMMARY = {
     "llama": "8 Llama blocks, hidden size 256, 4 heads over 2 key-value heads, tied embeddings",
     "mamba2": "16 Mamba-2 blocks, hidden size 192, 12 heads of 32, state size 64, tied embeddings",
+    "mamba": "12 Mamba blocks, hidden size 192, state size 16, tied embeddings",
 }
 
 
@@ -95,7 +109,7 @@ class Data:
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a training is; all of it is in the checkpoint."""
+    """How far a training is; all of it is in the checkpoint. `seconds` are of processor time."""
 
     step: int = 0
     tokens: int = 0
@@ -182,6 +196,8 @@ def new_model(arch: str, end: int) -> Any:
     values |= {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     if arch == "llama":
         return LlamaForCausalLM(LlamaConfig(**values))
+    if arch == "mamba":
+        return MambaForCausalLM(MambaConfig(**values))
     return Mamba2ForCausalLM(Mamba2Config(**values))
 
 
@@ -203,10 +219,12 @@ def train(model: Any, data: Data, args: argparse.Namespace, checkpoint: Path) ->
     peak, budget = PEAK_RATE[args.arch], args.minutes * 60.0
     optimizer = new_optimizer(model, peak)
     progress = _resume(checkpoint, model, optimizer)
+    if args.arch == "mamba":
+        use_fast_scans(model)
     if args.compile:
         _compile_blocks(model)
     model.train()
-    started = time.monotonic() - progress.seconds
+    started = time.process_time() - progress.seconds
     saved, mean_loss = progress.seconds, float("nan")
     while progress.seconds < budget:
         for group in optimizer.param_groups:
@@ -215,7 +233,7 @@ def train(model: Any, data: Data, args: argparse.Namespace, checkpoint: Path) ->
         mean_loss = loss if math.isnan(mean_loss) else 0.98 * mean_loss + 0.02 * loss
         progress.step += 1
         progress.tokens += BATCH * SEQUENCE
-        progress.seconds = time.monotonic() - started
+        progress.seconds = time.process_time() - started
         if progress.step % 50 == 0:
             speed = progress.tokens / progress.seconds
             _say(f"{progress.seconds:6.0f} s  step {progress.step}  loss {mean_loss:.3f}  {speed:.0f} tokens/s")
@@ -366,7 +384,7 @@ def _say(message: str) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", choices=sorted(PEAK_RATE), required=True)
-    parser.add_argument("--minutes", type=float, default=55.0, help="time budget for training alone")
+    parser.add_argument("--minutes", type=float, default=55.0, help="processor time for training alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--compile", action="store_true", help="use torch.compile (needs a C++ compiler)")
