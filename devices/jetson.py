@@ -95,7 +95,12 @@ def parse_nvpmodel(text: str) -> str | None:
     return found[1] if found else None
 
 
-def parse_nvpmodel_status(text: str) -> str | None:
-    """Return the mode's number in /var/lib/nvpmodel/status (``pmode:0002``), as ``mode 2``; None without one."""
+def parse_nvpmodel_status(text: str, conf: str = "") -> str | None:
+    """Return the power mode in /var/lib/nvpmodel/status (``pmode:0002``) by its name in `conf`, the text of
+    /etc/nvpmodel.conf (``< POWER_MODEL ID=2 NAME=MAXN >``), else as ``mode 2``; None without one."""
     found = re.search(r"\bpmode:(\d+)", text)
-    return f"mode {int(found[1])}" if found else None
+    if found is None:
+        return None
+    number = int(found[1])
+    names = {int(n): name for n, name in re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", conf)}
+    return names.get(number, f"mode {number}")

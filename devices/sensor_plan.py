@@ -235,7 +235,8 @@ class _Look:
         return max(found) / 1e3 if found else None
 
     def power_mode(self) -> str | None:
-        nvpmodel = jetson.parse_nvpmodel_status(self.text("/var/lib/nvpmodel/status") or "")
+        status, conf = self.text("/var/lib/nvpmodel/status") or "", self.text("/etc/nvpmodel.conf") or ""
+        nvpmodel = jetson.parse_nvpmodel_status(status, conf)
         return nvpmodel or self.text("/sys/firmware/acpi/platform_profile") or None
 
     def throttle_counters(self) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ from edgeslim.runtime.native_library import (
 )
 from edgeslim.runtime.saved_state import LOGITS, Arrays, SavedState, bundle_identity, read_state, write_state
 from edgeslim.runtime.session import Logits, Tokens, check_threads, check_tokens
+from edgeslim.runtime.providers import CPU, fallback_warning, say
 
 End = Literal["length", "token", "room", "callback"]
 _STATE = "native_state"  # tensor of a saved state: the bytes that the runtime gave
@@ -93,6 +94,8 @@ class NativeSession:
         check_threads(threads)
         self._native = native_library()
         self._model = _load(self._native, bundle, threads or 0, FUNCTION_BODIES if bodies else 0)
+        self.provider_warning = fallback_warning(self.config.providers, (), (CPU,))
+        say(self.provider_warning)
         try:
             self._session = _open(self._native, self._model, max_length or 0, chunk or 0)
         except BaseException:

@@ -84,6 +84,17 @@ def operator_times(
     return summarise(events, phases)
 
 
+def nodes_by_provider(bundle: Path, *, threads: int | None = None) -> dict[str, int]:
+    """Return how many nodes each provider runs for a short prompt, from onnxruntime's own profile of it.
+
+    Raises: BundleError, RuntimeUnavailable.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgeslim-operators-") as folder:
+        session = ProfiledSession(bundle, threads=threads, prefix=Path(folder) / "profile")
+        session.feed(np.zeros((1, 4), np.int64))
+        return placement(parse_profile(session.end_profiling().read_text(encoding="utf-8")))
+
+
 def _run(
     session: OrtSession, prompt: Tokens, new_tokens: int, on_progress: Callable[[int, int], None]
 ) -> list[str | None]:

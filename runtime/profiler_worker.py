@@ -21,6 +21,7 @@ from edgeslim.runtime.machine import LoadWatch
 from edgeslim.runtime.memory import current_pss, current_rss, peak_rss, reset_peak
 from edgeslim.runtime.native_session import NativeSession
 from edgeslim.runtime.profiler import MARK
+from edgeslim.runtime.providers import CPU, describe_placement, placement_warning
 from edgeslim.runtime.session import GenaiSession, OrtSession, Session, Tokens, open_session
 
 SEED = 0
@@ -63,9 +64,11 @@ def measure(
             watch, meter = LoadWatch(), EnergyMeter()
         runs.append(run_once(session, prompt, new_tokens, meter))
         report(progress=[done + 1, warmup + repeats])
+    peak, pss, load = peak_rss(), current_pss(), asdict(watch.read())
+    placed = placed_nodes(session, Path(bundle), threads)
     return {
         "engine": engine_version(engine),
-        "isa": _isa(session),
+        "isa": describe_placement(placed) if placed else _isa(session),
         "load_s": load_s,
         **summarise(runs[warmup:], prompt_tokens),
         "cold_ttft_ms": runs[0].first * 1e3,
@@ -75,11 +78,27 @@ def measure(
         "governor": machine.governor(),
         "phases": phases(runs[warmup:]),
         "base_rss_bytes": base,
-        "peak_rss_bytes": peak_rss(),
-        "pss_bytes": current_pss(),
-        "load": asdict(watch.read()),
-        "remarks": [session.library.warning] if session.library.warning else [],
+        "peak_rss_bytes": peak,
+        "pss_bytes": pss,
+        "load": load,
+        "remarks": remarks(session, placed),
     }
+
+
+def placed_nodes(session: Session, bundle: Path, threads: int) -> dict[str, int]:
+    """Return how many nodes each provider really ran, where the session has others than the CPU's; empty elsewhere."""
+    if not isinstance(session, OrtSession) or not set(session.providers) - {CPU}:
+        return {}
+    from edgeslim.runtime.operators import nodes_by_provider  # builds on the profiler
+
+    return nodes_by_provider(bundle, threads=threads)
+
+
+def remarks(session: OrtSession | GenaiSession | NativeSession, placed: dict[str, int]) -> list[str]:
+    """Return what the user should know of how the bundle ran."""
+    fallback = session.provider_warning
+    placement = placement_warning(session.config.providers, placed) if fallback is None else None
+    return [text for text in (session.library.warning, fallback, placement) if text]
 
 
 def _isa(session: OrtSession | GenaiSession | NativeSession) -> str:

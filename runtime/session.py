@@ -22,7 +22,7 @@ from edgeslim.runtime.bundle_library import BundleLibrary, bundle_library, witho
 from edgeslim.runtime.config import read_config
 from edgeslim.runtime.engines import ENGINES, Engine, choose_engine, import_engine, is_installed
 from edgeslim.runtime.manifest import GENAI_CONFIG, GRAPH
-from edgeslim.runtime.providers import available_providers, has_faster_provider
+from edgeslim.runtime.providers import CPU, available_providers, fallback_warning, has_faster_provider, say
 from edgeslim.runtime.saved_state import LOGITS, SavedState, bundle_identity, read_state, write_state
 
 if TYPE_CHECKING:
@@ -123,6 +123,11 @@ class OrtSession:
             self._session = self._ort.InferenceSession(self._graph, options, providers=providers)
         except Exception as error:  # onnxruntime's own exception classes share no base but Exception
             raise _load_error(self._graph, error) from error
+        self.providers = tuple(self._session.get_providers())
+        self.provider_warning = fallback_warning(
+            self.config.providers, self._ort.get_available_providers(), self.providers
+        )
+        say(self.provider_warning)
         inputs = {i.name: i for i in self._session.get_inputs()}
         self._state_inputs = [i for name, i in inputs.items() if name.startswith(PAST)]
         self._wants_mask = "attention_mask" in inputs
@@ -282,6 +287,8 @@ class GenaiSession:
             self._model = self._load(bundle, threads)
         except Exception as error:  # pybind11 raises RuntimeError, json's parser others
             raise _load_error(str(bundle), error) from error
+        self.provider_warning = fallback_warning(self.config.providers, (), (CPU,))
+        say(self.provider_warning)
         self._max_length = max_length
         self._generator: Any = None
         self.reset()

@@ -96,6 +96,10 @@ def test_the_power_mode_is_what_nvpmodel_names(text, mode):
 def test_the_status_file_of_nvpmodel_gives_the_modes_number():
     assert parse_nvpmodel_status("pmode:0002\nfmode:quiet\n") == "mode 2"
     assert parse_nvpmodel_status("") is None
+    conf = "< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n"
+    assert (
+        parse_nvpmodel_status("pmode:0002", conf) == "MAXN_SUPER" and parse_nvpmodel_status("pmode:1", conf) == "mode 1"
+    )
 
 
 @pytest.mark.parametrize(
