@@ -153,7 +153,7 @@ class ReduceRecipe:
     merge: str = "pairwise"
     protect_last: int = 4
     protect_first: bool = False
-    min_tokens: int = 64
+    min_tokens: int = 128
     prompt_tokens: int = 1024
     seed: int = 0
 

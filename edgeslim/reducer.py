@@ -116,5 +116,6 @@ def _template(shape: ModelShape, recipe: "ReduceRecipe") -> ReductionPlan:
         merge=recipe.merge,
         protect_last=recipe.protect_last,
         protect_first=recipe.protect_first,
+        min_tokens=recipe.min_tokens,
         seed=recipe.seed,
     )

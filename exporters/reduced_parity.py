@@ -1,9 +1,9 @@
 """Does a bundle that reduces its prompts keep the tokens that PyTorch keeps, and compute the same of them?
 
-As `edgeslim.exporters.parity` asks, against `edgeslim.tokens`: a prompt whole (reduced), half of it and then the rest
-(the rest unreduced), and token by token (nothing reduced). Where two tokens are nearly equally important or similar,
-rounding decides which goes, and logits then differ: another prompt is taken, and only where every one of `PROMPTS`
-keeps other tokens than PyTorch is the bundle refused.
+As `edgeslim.exporters.parity` asks, against `edgeslim.tokens`: a prompt whole (reduced), its first part and then the
+rest (the first part reduced, the rest not), and token by token (nothing reduced). Where two tokens are nearly equally
+important or similar, rounding decides which goes, and logits then differ: another prompt is taken, and only where every
+one of `PROMPTS` keeps other tokens than PyTorch is the bundle refused.
 
 Activations rounded to 8 bits may choose other tokens: as shipped, only what is fed token by token is judged, and the
 share of equally kept tokens is said.
@@ -27,6 +27,8 @@ from edgeslim.runtime.session import OrtSession
 from edgeslim.tokens.plan import ReductionPlan
 
 TOKENS = 96
+BEYOND = 64
+"""Tokens at least beyond the shortest prompt that is reduced: prompts are `TOKENS` long, or that many."""
 STEPS = 24
 """Tokens that are also fed one by one."""
 PROMPTS = 3
@@ -34,11 +36,12 @@ PROMPTS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class _Expected:
-    """What PyTorch makes of `tokens` [1, T]: of all, of the first half and then the rest, the first ones unreduced."""
+    """What PyTorch makes of `tokens` [1, T]: of all, of the `first` ones and then the rest, of a few unreduced."""
 
     tokens: Tokens
+    first: int
     whole: ReducedLogits
-    halves: ReducedLogits
+    parts: ReducedLogits
     steps: Logits
 
 
@@ -58,7 +61,8 @@ def check_reduced_parity(
     Raises: ParityError when one is beyond its tolerance, or other tokens are kept.
     """
     for seed in range(PROMPTS):
-        expected = _expected(checkpoint, sample_tokens(bundle, count=TOKENS, seed=seed), plan, rounding)
+        tokens = sample_tokens(bundle, count=max(TOKENS, plan.min_tokens + BEYOND), seed=seed)
+        expected = _expected(checkpoint, tokens, plan, rounding)
         if rounding is None:
             found = _compare(bundle, expected)
         else:
@@ -95,23 +99,24 @@ def _figures(bundle: Path, expected: _Expected, found: _Found, seed: int, roundi
 
 
 def _expected(checkpoint: Path, tokens: Tokens, plan: ReductionPlan, rounding: Rounding | None) -> _Expected:
-    half = tokens.shape[1] // 2
+    count = tokens.shape[1]
+    first = min(max(count // 2, plan.min_tokens), count - 1)
     return _Expected(
         tokens=tokens,
+        first=first,
         whole=reduced_logits(checkpoint, tokens, tokens[:, :0], plan, rounding=rounding),
-        halves=reduced_logits(checkpoint, tokens[:, :half], tokens[:, half:], plan, rounding=rounding),
+        parts=reduced_logits(checkpoint, tokens[:, :first], tokens[:, first:], plan, rounding=rounding),
         steps=reference_logits(checkpoint, tokens[:, :STEPS], rounding=rounding),
     )
 
 
 def _compare(bundle: Path, expected: _Expected, prefix: str = "") -> _Found:
     """Feed the bundle's graphs, or those beginning with `prefix`, and compare."""
-    tokens, whole, halves = expected.tokens, expected.whole, expected.halves
-    half = tokens.shape[1] // 2
+    tokens, first, whole, parts = expected.tokens, expected.first, expected.whole, expected.parts
     session = OrtSession(bundle, graph=prefix + GRAPH)
     errors = {"whole": _difference(_last(session, tokens), whole.logits[-1])}
-    first = _difference(_last(session, tokens[:, :half]), halves.logits[-1])
-    errors["split"] = max(first, _difference(session.feed(tokens[:, half:])[0], halves.further[-1]))
+    begun = _difference(_last(session, tokens[:, :first]), parts.logits[-1])
+    errors["split"] = max(begun, _difference(session.feed(tokens[:, first:])[0], parts.further[-1]))
     errors["step"] = last_error(session, tokens[:, :STEPS], expected.steps, [1] * min(STEPS, tokens.shape[1]))
     del session  # one graph in memory at a time
     scoring = OrtSession(bundle, graph=prefix + SCORING)
@@ -119,8 +124,8 @@ def _compare(bundle: Path, expected: _Expected, prefix: str = "") -> _Found:
     _, ours, theirs = np.intersect1d(kept[0], whole.positions, return_indices=True)
     errors["all_positions"] = _difference(logits[0][ours], whole.logits[theirs])
     scoring.reset()
-    _, kept_half = scoring.feed_kept(tokens[:, :half])
-    agreement = min(_agreement(kept[0], whole.positions), _agreement(kept_half[0], halves.positions))
+    _, kept_first = scoring.feed_kept(tokens[:, :first])
+    agreement = min(_agreement(kept[0], whole.positions), _agreement(kept_first[0], parts.positions))
     return _Found(errors=errors, kept_agreement=agreement)
 
 

@@ -15,7 +15,7 @@ from edgeslim.runtime.manifest import Manifest
 from edgeslim.tokens.plan import plan_of_config
 
 PRUNE = '[prune]\nmethod = "wanda"\ncalib = "{text}"\nsamples = 4\nseqlen = 32\n'
-REDUCE = "[reduce]\nflops = 0.15\nlayers = [0, 1]\nprompt_tokens = 64\nprotect_last = 2\n"
+REDUCE = "[reduce]\nflops = 0.15\nlayers = [0, 1]\nprompt_tokens = 64\nmin_tokens = 32\nprotect_last = 2\n"
 EVAL = '[eval]\ntext = "{text}"\nseqlen = 64\nsuite = "reduction"\nseeds = 1\nwindows = 2\nprompts = 2\n'
 
 

@@ -109,7 +109,7 @@ def test_transformers_of_attention_get_its_metric(tmp_path: Path) -> None:
 
 
 def test_eval_compares_a_reduced_model_with_itself(model: Path, tmp_path: Path) -> None:
-    edgeslim.reduce(model, tmp_path / "out", flops=0.2)
+    edgeslim.reduce(model, tmp_path / "out", flops=0.2, min_tokens=32)
     text = tmp_path / "text.txt"
     text.write_text("once upon a time there was a small model that read every line. " * 60)
     small = ["--windows", "2", "--prompts", "1", "--seeds", "2", "--seqlen", "64"]

@@ -60,7 +60,7 @@ def shape_of_config(config: Mapping[str, Any]) -> ModelShape:
 def prefill_flops(shape: ModelShape, tokens: int, plan: ReductionPlan | None = None) -> int:
     """Return the FLOPs of a prefill of N = `tokens` that computes the last token's logits."""
     total, step = shape.head, 0
-    layers = plan.layers if plan is not None else ()
+    layers = plan.layers if plan is not None and plan.reduces(tokens) else ()
     for layer in range(BEFORE_ALL, shape.depth):
         reduces = step < len(layers) and layers[step] == layer
         if layer >= 0:

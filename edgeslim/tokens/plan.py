@@ -40,6 +40,7 @@ class ReductionPlan:
     merge         tokens that share a destination: pairwise (one after the other, 1/2, 1/4, …) or mean
     protect_last  that many tokens at the end take part in nothing: never removed, never merged into
     protect_first the same for the first token
+    min_tokens    a prompt of fewer tokens is left as it is: short ones have little to spare
     seed          of random
     Cuts of FLOPs are for the record: as the paper counts them, and as counted for a prompt of `prompt_tokens`.
     """
@@ -54,6 +55,7 @@ class ReductionPlan:
     merge: str = "pairwise"
     protect_last: int = 4
     protect_first: bool = False
+    min_tokens: int = 1
     seed: int = 0
     flops_cut_formula: float | None = None
     flops_cut_counted: float | None = None
@@ -80,8 +82,9 @@ class ReductionPlan:
                 raise RecipeError(f"ratio must be in [0.5, 1], since a step removes at most half, got {ratio}")
         if not 0 <= self.q <= 1:
             raise RecipeError(f"q must be in [0, 1], got {self.q}")
-        if self.protect_last < 0:
-            raise RecipeError(f"protect_last must be at least 0, got {self.protect_last}")
+        for name, least in (("protect_last", 0), ("min_tokens", 1)):
+            if getattr(self, name) < least:
+                raise RecipeError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.seed < 1 << 31:
             raise RecipeError(f"seed must be in [0, 2**31), got {self.seed}")
 
@@ -97,6 +100,10 @@ class ReductionPlan:
         first = min(int(self.protect_first), tokens)
         return range(first, max(first, tokens - self.protect_last))
 
+    def reduces(self, tokens: int) -> bool:
+        """Return whether a prompt of `tokens` is long enough to be reduced."""
+        return bool(self.layers) and tokens >= self.min_tokens
+
     def removed(self, tokens: int, step: int) -> int:
         """Return r, how many of N = `tokens` step number `step` removes: N - ceil(N ratio), at most half that may go.
 
@@ -107,6 +114,8 @@ class ReductionPlan:
 
     def kept(self, tokens: int) -> tuple[int, ...]:
         """Return how many of a prompt's `tokens` are left after each step."""
+        if not self.reduces(tokens):
+            return (tokens,) * len(self.layers)
         left = []
         for step in range(len(self.layers)):
             tokens -= self.removed(tokens, step)
@@ -145,7 +154,7 @@ _CHOICES = {
     "residual": BRANCH_RULES,
     "merge": MERGES,
 }
-_WHOLE = frozenset({"layers", "protect_last", "seed", "prompt_tokens"})
+_WHOLE = frozenset({"layers", "protect_last", "min_tokens", "seed", "prompt_tokens"})
 _REAL = frozenset({"q", "flops_cut_formula", "flops_cut_counted"})
 _OPTIONAL = frozenset({"flops_cut_formula", "flops_cut_counted", "prompt_tokens"})
 

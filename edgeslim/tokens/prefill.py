@@ -106,6 +106,7 @@ def _greedy(
 def _prefill(blocks: Blocks, tokens: Tensor, plan: ReductionPlan | None) -> Prefilled:
     """Run prompts of one length."""
     batch, count = tokens.shape
+    plan = plan if plan is not None and plan.reduces(count) else None
     step_at = {layer: step for step, layer in enumerate(plan.layers)} if plan is not None else {}
     positions = torch.arange(count, device=tokens.device).expand(batch, -1)
     x, states = blocks.embed(tokens), []

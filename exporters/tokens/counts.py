@@ -18,7 +18,8 @@ def removals(
 ) -> list[tuple[ir.Value, ir.Value]]:
     """Return for each step whether it removes anything (bool scalar) and how many (int64 [1]).
 
-    Only what begins a sequence is a prompt; single tokens are not even asked whether they do. `tokens` is N, [1].
+    Only what begins a sequence is a prompt; fewer tokens than the plan reduces, as in decoding, are not even asked
+    whether they do. `tokens` is N, [1].
     """
     steps = range(len(plan.layers))
 
@@ -34,8 +35,8 @@ def removals(
     def none(inner: Ops) -> Sequence[ir.Value]:
         return [*(inner.Less(1, 0) for _ in steps), *(inner.Identity([0]) for _ in steps)]
 
-    several = ops.Squeeze(ops.Greater(tokens, [1]), [0])
-    outputs = ops.choose(several, counted, none, [BOOL] * len(steps) + [INT64] * len(steps))
+    enough = ops.Squeeze(ops.Greater(tokens, [max(1, plan.min_tokens - 1)]), [0])
+    outputs = ops.choose(enough, counted, none, [BOOL] * len(steps) + [INT64] * len(steps))
     for value in outputs[: len(steps)]:
         value.shape = ir.Shape([])
     return list(zip(outputs[: len(steps)], outputs[len(steps) :], strict=True))

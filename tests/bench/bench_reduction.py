@@ -3,7 +3,8 @@
     python tests/bench/bench_reduction.py examples/models/* -o out/reduction
 
 writes `reduction.md` and `reduction.json` into the output folder, and a JSON line a case to stdout. Cuts are counted
-FLOPs of a prefill as long as the prompts that are scored. A model of few token ids is not scored on text; one that
+FLOPs of a prefill as long as the prompts that are scored. Every method reduces at the layers of UTRC's default, the
+rows of the paper's own setting at the paper's layers. A model of few token ids is not scored on text; one that
 recalls next to nothing dense is not scored on recall with its tokens reduced. Finished cases are kept in
 `cases.jsonl` and not run again.
 """
@@ -26,8 +27,16 @@ from edgeslim.evaluate.torch_prompts import prompt_models, text_tokens
 from edgeslim.recipe import ReduceRecipe
 from edgeslim.reducer import plan_reduction, read_config
 from edgeslim.tokens.plan import ReductionPlan
+from edgeslim.tokens.schedule import default_layers
 
-PAPER = {"protect_last": 0, "metric": "clip", "hidden": "hybrid", "residual": "merge", "merge": "pairwise"}
+PAPER = {
+    "protect_last": 0,
+    "min_tokens": 1,
+    "metric": "clip",
+    "hidden": "hybrid",
+    "residual": "merge",
+    "merge": "pairwise",
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "random drop": {"method": "random"},
     "left truncation": {"method": "truncate"},
@@ -64,7 +73,17 @@ class Bench:
 
     def plan(self, options: dict[str, Any], cut: float, tokens: int) -> ReductionPlan:
         """Return the plan for prompts of `tokens`."""
-        return plan_reduction(self.config, ReduceRecipe(**options, flops=cut, prompt_tokens=tokens)).plan
+
+        def planned(layers: tuple[int, ...] = (), **given: Any) -> ReductionPlan:
+            return plan_reduction(
+                self.config, ReduceRecipe(**given, layers=layers, flops=cut, prompt_tokens=tokens)
+            ).plan
+
+        if options["method"] == "truncate":
+            return planned(**options)
+        if options.items() >= PAPER.items():
+            return planned(default_layers(self.config["num_hidden_layers"]), **options)
+        return planned(planned().layers, **options)
 
 
 def main() -> None:

@@ -163,6 +163,14 @@ def test_baselines_protect_the_first_token_where_asked(shop, method):
     assert_equal_to_torch(shop, "mamba2", plan, prompt(2, 31))
 
 
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "qwen2"])
+def test_prompts_shorter_than_the_minimum_are_left_as_they_are(shop, family):
+    plan = plan_for(metric=metric_of(family), min_tokens=30)
+    for tokens in (prompt(1, 1), prompt(2, 29), prompt(2, 30), prompt(1, 50)):
+        assert_equal_to_torch(shop, family, plan, tokens)
+    assert [plan.kept(count) for count in (29, 30, 50)] == [(29, 29), (21, 15), (35, 25)]
+
+
 @pytest.mark.parametrize("layers", [(2,), (1, 2), (0, 1, 2)])
 @pytest.mark.parametrize("family", ["mamba", "qwen3"])
 def test_any_layers_reduce_the_last_one_included(shop, family, layers):

@@ -33,6 +33,12 @@ def test_a_step_keeps_the_ceiling_and_at_least_half_of_what_may_go(tokens, grid,
     assert made.kept(tokens) == (tokens - made.removed(tokens, 0),)
 
 
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_a_prompt_shorter_than_the_minimum_is_left_as_it_is(tokens, least):
+    kept = plan(min_tokens=least).kept(tokens)
+    assert kept == (plan().kept(tokens) if tokens >= least else (tokens, tokens))
+
+
 @given(st.integers(0, 1000), st.integers(0, 10))
 def test_a_hybrid_prunes_the_floor_of_its_share(removed, tenths):
     assert plan(q=tenths / 10).pruned(removed) == removed * tenths // 10
@@ -57,6 +63,7 @@ def test_no_method_removes_a_single_token(method):
         ({"method": "truncate"}, "before the first block"),
         ({"q": 1.5}, r"q must be in \[0, 1\], got 1.5"),
         ({"protect_last": -1}, "protect_last must be at least 0"),
+        ({"min_tokens": 0}, "min_tokens must be at least 1"),
         ({"seed": -1}, "seed must be in"),
     ],
 )

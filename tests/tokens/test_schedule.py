@@ -1,6 +1,7 @@
 """Schedules: the paper's ratios, the counted cut where it was wanted, and honest refusals."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from edgeslim.errors import CheckpointError, RecipeError
 from edgeslim.tokens.flops import prefill_flops, shape_of_config
 from edgeslim.tokens.plan import METHODS, ReductionPlan
 from edgeslim.tokens.schedule import (
+    LEAST_LEFT,
+    LEAST_RATIO,
     PAPER_LAYERS,
     TOLERANCE,
     counted_cut,
@@ -105,6 +108,38 @@ def test_a_schedule_meets_its_target_or_says_why_not(tokens, percent, method):
         assert tokens < 300
         return
     assert abs(counted_cut(shape, plan, tokens) - percent / 100) <= TOLERANCE
+
+
+@pytest.mark.parametrize("config", [MAMBA, MAMBA2, LLAMA], ids=lambda config: config["model_type"])
+@pytest.mark.parametrize("cut", [0.1, 0.2, 0.3])
+def test_the_chosen_layers_are_the_last_that_keep_enough(config, cut):
+    shape = shape_of_config(config)
+    possible = default_layers(shape.depth)
+    plan = scheduled(shape, ReductionPlan(), cut, 1024)
+    first = possible.index(plan.layers[0])
+    assert first > 0
+    assert plan.layers == possible[first:]
+    assert plan.ratios[0] >= LEAST_RATIO and math.prod(plan.ratios) >= LEAST_LEFT
+    if later := possible[first + 1 :]:
+        try:
+            ratios = scheduled(shape, ReductionPlan(), cut, 1024, later).ratios
+        except RecipeError:
+            return
+        assert ratios[0] < LEAST_RATIO or math.prod(ratios) < LEAST_LEFT
+
+
+def test_a_cut_too_large_for_late_layers_takes_all():
+    plan = scheduled(shape_of_config(MAMBA2), ReductionPlan(), 0.5, 1024)
+    assert plan.layers == default_layers(24)
+    assert math.prod(plan.ratios) < LEAST_LEFT
+
+
+def test_a_prompt_that_is_not_reduced_meets_no_target():
+    with pytest.raises(RecipeError, match="at a prompt of 100 tokens, fewer than min_tokens 128; give a longer"):
+        scheduled(shape_of_config(MAMBA2), ReductionPlan(min_tokens=128), 0.2, 100)
+    shape = shape_of_config(MAMBA2)
+    plan = scheduled(shape, ReductionPlan(min_tokens=128), 0.2, 128)
+    assert counted_cut(shape, plan, 127) == 0 < counted_cut(shape, plan, 128)
 
 
 def test_a_cut_of_zero_keeps_everything():
