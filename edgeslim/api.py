@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgeslim.devices.estimate import Estimate
     from edgeslim.evaluate.perplexity import PerplexityResult
     from edgeslim.evaluate.reduction_suite import Amount, ReductionResult
+    from edgeslim.evaluate.schedules import Trial
     from edgeslim.pruner import PruneReport
     from edgeslim.pruning.methods import PruneConfig
     from edgeslim.pruning.patterns import Pattern
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from edgeslim.runtime.profiler import Profile
     from edgeslim.runtime.repeat import Repeated
     from edgeslim.shedding.job import ShedReport
+    from edgeslim.tokens.plan import ReductionPlan
 
 StrPath = str | Path
 
@@ -129,12 +131,14 @@ def shed(
     return shed_checkpoint(checkpoint, output, job, force=force, restart=restart, progress=progress)
 
 
-def reduce(model: StrPath, output: StrPath, *, force: bool = False, **options: Any) -> "ReduceReport":
+def reduce(
+    model: StrPath, output: StrPath, *, force: bool = False, progress: Progress = silent, **options: Any
+) -> "ReduceReport":
     """Copy the checkpoint `model` into the new folder `output` with a plan of token reduction; return what it does.
 
     `options`: see `ReduceRecipe`.
 
-    Raises: RecipeError, CheckpointError, OutputError.
+    Raises: RecipeError, CheckpointError, CalibrationError, OutputError.
     """
     recipe = from_options(ReduceRecipe, options)
     output = Path(output)
@@ -142,7 +146,28 @@ def reduce(model: StrPath, output: StrPath, *, force: bool = False, **options: A
     from edgeslim.checkpoint import Checkpoint
     from edgeslim.reducer import reduce_checkpoint
 
-    return reduce_checkpoint(Checkpoint.open(model).folder, output, recipe, force=force)
+    checkpoint = Checkpoint.open(model)
+    measure = _measure_schedules(checkpoint, recipe, progress) if recipe.measure else None
+    return reduce_checkpoint(checkpoint.folder, output, recipe, measure=measure, force=force)
+
+
+def _measure_schedules(
+    checkpoint: "Checkpoint", recipe: ReduceRecipe, progress: Progress
+) -> "Callable[[Sequence[ReductionPlan]], tuple[Trial, ...]]":
+    """Return a function that tries schedules on calibration text, in prompts as long as the recipe's."""
+    from edgeslim.checkpoint import quiet_transformers
+    from edgeslim.evaluate.schedules import SUFFIX, try_schedules
+
+    seqlen = recipe.prompt_tokens + SUFFIX
+    windows = PruneRecipe(calib=recipe.calib, samples=recipe.samples, seqlen=seqlen, seed=recipe.seed)
+    tokens = calibration_windows(windows, checkpoint).tokens.numpy()
+
+    def measure(plans: "Sequence[ReductionPlan]") -> "tuple[Trial, ...]":
+        with quiet_transformers():
+            model = checkpoint.load()
+        return try_schedules(model, tokens, plans, on_progress=_labelled(progress, "trying schedules"))
+
+    return measure
 
 
 def export(

@@ -227,7 +227,7 @@ def reduce(
     ] = _REDUCE.method,
     flops: Annotated[float | None, typer.Option(help="Share of a prefill's FLOPs to save.  [default: 0.2]")] = None,
     layers: Annotated[
-        str | None, typer.Option(help="Layers to reduce at, as 10,15,20.  [default: by the model's depth]")
+        str | None, typer.Option(help="Layers to reduce at, as 10,15,20.  [default: late ones, by the model's depth]")
     ] = None,
     ratio: Annotated[float | None, typer.Option(help="Tokens kept at each layer, instead of --flops.")] = None,
     metric: Annotated[
@@ -244,16 +244,22 @@ def reduce(
     ] = _REDUCE.protect_first,
     min_tokens: Annotated[int, typer.Option(help="Fewer tokens than these are left as they are.")] = _REDUCE.min_tokens,
     prompt_tokens: Annotated[int, typer.Option(help="Prompt for which FLOPs are counted.")] = _REDUCE.prompt_tokens,
-    seed: Annotated[int, typer.Option(help="Of random.")] = _REDUCE.seed,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Choose the layers by what they cost on text.")
+    ] = _REDUCE.measure,
+    calib: Annotated[str | None, typer.Option(help="Text to measure on.  [default: the bundled text]")] = None,
+    samples: Annotated[int, typer.Option(help="Windows to measure on.")] = _REDUCE.samples,
+    seed: Annotated[int, typer.Option(help="Of random, and of the windows.")] = _REDUCE.seed,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Copy a checkpoint with a plan of which tokens of a prompt to drop or merge, at which layers."""
-    with _one_line_errors():
+    with _reporting() as progress:
         report = api.reduce(
             model,
             output,
             force=force,
+            progress=progress,
             **_given(
                 method=method,
                 flops=flops,
@@ -268,12 +274,18 @@ def reduce(
                 protect_first=protect_first,
                 min_tokens=min_tokens,
                 prompt_tokens=prompt_tokens,
+                measure=measure,
+                calib=calib,
+                samples=samples,
                 seed=seed,
             ),
         )
     if as_json:
         return _print_json(report.to_json())
     plan = report.plan
+    for trial in report.trials:
+        where = f"layers {', '.join(map(str, trial.layers))} (ratio {trial.ratio})" if trial.layers else "unreduced"
+        print(f"{where}: {trial.suffix_nll:.4f} nats a token after the prompt")
     print(f"{output}: {plan.method}, of {plan.prompt_tokens} tokens {', '.join(map(str, report.kept))} are left")
     print(f"after layers {', '.join(map(str, plan.layers))} (ratio {plan.ratios[0]}; -1 is before the first)")
     print(f"FLOPs of the prefill: {plan.flops_cut_counted:.1%} less, counted with head and reduction")

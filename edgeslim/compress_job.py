@@ -100,7 +100,10 @@ class _Steps:
 
     def _reduce(self, model: str | Path, checkpoint: Path) -> None:
         options = asdict(self._recipe.reduce)  # type: ignore[arg-type]
-        self._once("reduce", lambda: api.reduce(model, checkpoint, force=True, **options).to_json())
+        self._once(
+            "reduce",
+            lambda: api.reduce(model, checkpoint, force=True, progress=self._progress, **options).to_json(),
+        )
 
     def _export(self, name: str, model: str | Path, bundle: Path) -> None:
         options = asdict(self._recipe.export)

@@ -138,8 +138,9 @@ class ReduceRecipe:
     """How to reduce the tokens of prompts; see `edgeslim.tokens.plan.ReductionPlan` for the rules.
 
     `flops` is the share of a prefill's FLOPs to save at prompts of `prompt_tokens`, and gives the ratio; or `ratio` is
-    the share of tokens kept at each layer. Neither means flops 0.2. `layers` () are chosen by the model's depth.
-    `metric` None is clip in state-space models, attention in transformers.
+    the share of tokens kept at each layer. Neither means flops 0.2. `layers` () are chosen by the model's depth: as
+    late as keeps enough tokens, or with `measure` those of the late schedules that cost least on `samples` windows of
+    `calib` (None: the bundled text). `metric` None is clip in state-space models, attention in transformers.
     """
 
     method: str = "utrc"
@@ -155,11 +156,17 @@ class ReduceRecipe:
     protect_first: bool = False
     min_tokens: int = 128
     prompt_tokens: int = 1024
+    measure: bool = False
+    calib: str | None = None
+    samples: int = 16
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.flops is not None and self.ratio is not None:
             raise RecipeError(f"flops and ratio exclude each other, got {self.flops} and {self.ratio}")
+        if self.measure and (self.layers or self.ratio is not None or self.method == "truncate"):
+            raise RecipeError("measure chooses layers; it goes with flops alone, not with layers, ratio or truncate")
+        _check_least("samples", self.samples, 1)
         _check_least("prompt_tokens", self.prompt_tokens, 1)
 
 

@@ -6,8 +6,8 @@ follows it.
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,13 @@ from edgeslim.errors import CheckpointError, RecipeError
 from edgeslim.output import new_folder
 from edgeslim.tokens.flops import ModelShape, shape_of_config
 from edgeslim.tokens.plan import ATTENTION_METRICS, ReductionPlan
-from edgeslim.tokens.schedule import default_layers, fixed, formula_ratio, scheduled
+from edgeslim.tokens.schedule import default_layers, fixed, formula_ratio, late_schedules, scheduled
 
 if TYPE_CHECKING:
+    from edgeslim.evaluate.schedules import Trial
     from edgeslim.recipe import ReduceRecipe
+
+    Measure = Callable[[Sequence[ReductionPlan]], tuple[Trial, ...]]
 
 DEFAULT_CUT = 0.2
 
@@ -29,27 +32,35 @@ class ReduceReport:
     """What a reduction does to a prompt of `plan.prompt_tokens`: `kept` tokens after each step.
 
     `formula_ratio` is what the paper's formula gives for the same cut, None where it gives or was asked for none.
+    `trials` are the schedules that were measured, the unreduced model first; empty where none were.
     """
 
     plan: ReductionPlan
     kept: tuple[int, ...]
     formula_ratio: float | None
+    trials: "tuple[Trial, ...]" = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
         plan = self.plan.to_json()
         ratio = self.plan.ratios[0] if self.plan.ratios else 1.0
-        return {**plan, "ratio": ratio, "kept": list(self.kept), "formula_ratio": self.formula_ratio}
+        trials = [{**asdict(trial), "layers": list(trial.layers)} for trial in self.trials]
+        kept, by_formula = list(self.kept), self.formula_ratio
+        return {**plan, "ratio": ratio, "kept": kept, "formula_ratio": by_formula, "trials": trials}
 
 
-def reduce_checkpoint(folder: Path, output: Path, recipe: "ReduceRecipe", *, force: bool = False) -> ReduceReport:
+def reduce_checkpoint(
+    folder: Path, output: Path, recipe: "ReduceRecipe", *, measure: "Measure | None" = None, force: bool = False
+) -> ReduceReport:
     """Copy the checkpoint `folder` into the new folder `output` with the plan that `recipe` asks for.
+
+    `measure` gives the trials of schedules; the one that costs least is taken.
 
     Raises: CheckpointError for a model whose tokens cannot be reduced, RecipeError for a cut or a layer that cannot
     be had, OutputError.
     """
     config = read_config(folder)
-    report = plan_reduction(config, recipe)
+    report = plan_reduction(config, recipe, measure)
     config["edgeslim"] = {
         **(config.get("edgeslim") or {}),
         "version": __version__,
@@ -63,8 +74,8 @@ def reduce_checkpoint(folder: Path, output: Path, recipe: "ReduceRecipe", *, for
     return report
 
 
-def plan_reduction(config: Mapping[str, Any], recipe: "ReduceRecipe") -> ReduceReport:
-    """Return what `recipe` means for the model whose config.json holds `config`.
+def plan_reduction(config: Mapping[str, Any], recipe: "ReduceRecipe", measure: "Measure | None" = None) -> ReduceReport:
+    """Return what `recipe` means for the model whose config.json holds `config`; `measure` as in `reduce_checkpoint`.
 
     Raises: CheckpointError, RecipeError.
     """
@@ -76,12 +87,17 @@ def plan_reduction(config: Mapping[str, Any], recipe: "ReduceRecipe") -> ReduceR
         plan = fixed(shape, template, chosen, recipe.ratio, recipe.prompt_tokens)
         return ReduceReport(plan=plan, kept=plan.kept(recipe.prompt_tokens), formula_ratio=None)
     cut = DEFAULT_CUT if recipe.flops is None else recipe.flops
-    plan = scheduled(shape, template, cut, recipe.prompt_tokens, layers)
+    plan, trials = scheduled(shape, template, cut, recipe.prompt_tokens, layers), ()
+    if measure is not None:
+        plans = list(late_schedules(shape, template, cut, recipe.prompt_tokens))
+        trials = measure(plans)
+        plan = min(zip(plans, trials[1:], strict=True), key=lambda pair: pair[1].suffix_nll)[0]
     by_formula = formula_ratio(plan.layers, shape.depth, cut)
     return ReduceReport(
         plan=plan,
         kept=plan.kept(recipe.prompt_tokens),
         formula_ratio=None if by_formula is None else round(by_formula, 4),
+        trials=trials,
     )
 
 

@@ -84,6 +84,8 @@ def test_the_verb_prints_both_cuts(model: Path, tmp_path: Path) -> None:
         (["--method", "evot"], "did you mean 'evit'"),
         (["--metric", "attention"], "error: metric attention needs attention, and the model is a mamba2"),
         (["--ratio", "0.3"], "error: ratio must be in [0.5, 1]"),
+        (["--measure", "--layers", "1,2"], "error: reduce: measure chooses layers; it goes with flops alone"),
+        (["--prompt-tokens", "100"], "error: flops 0.2 cannot be met at a prompt of 100 tokens, fewer than min_tokens"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(model: Path, tmp_path: Path, options: list[str], message: str) -> None:
@@ -99,6 +101,24 @@ def test_an_existing_output_is_refused(model: Path, tmp_path: Path) -> None:
         edgeslim.reduce(model, tmp_path / "out")
     edgeslim.reduce(model, tmp_path / "out", method="random", force=True)
     assert config_of(tmp_path / "out")["edgeslim"]["reduction"]["method"] == "random"
+
+
+def test_measured_layers_are_those_that_cost_least_on_text(model: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("once upon a time there was a small model that read every line, one after another. " * 120)
+    options = ["--flops", "0.1", "--prompt-tokens", "96", "--min-tokens", "64"]
+    measured = ["--measure", "--calib", str(text), "--samples", "3", "--json"]
+    said = RUN.invoke(app, ["reduce", str(model), "-o", str(tmp_path / "out"), *options, *measured])
+    report = json.loads(said.stdout)
+    dense, *trials = report["trials"]
+    assert dense["layers"] == [] and len(trials) > 1
+    assert len({trial["suffix_nll"] for trial in report["trials"]}) == len(report["trials"])
+    best = min(trials, key=lambda trial: trial["suffix_nll"])
+    assert (report["layers"], report["ratio"]) == (best["layers"], best["ratio"])
+    assert list(plan_of_config(config_of(tmp_path / "out")).layers) == best["layers"]
+    assert report["flops_cut_counted"] == pytest.approx(0.1, abs=0.01)
+    printed = RUN.invoke(app, ["reduce", str(model), "-o", str(tmp_path / "b"), *options, *measured[:-1]]).stdout
+    assert "unreduced: " in printed and printed.count("nats a token") == len(report["trials"])
 
 
 def test_transformers_of_attention_get_its_metric(tmp_path: Path) -> None:

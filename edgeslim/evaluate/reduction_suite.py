@@ -111,7 +111,7 @@ def recall_tasks(
 
 
 def tasks_for(config: Mapping[str, Any], items: tuple[int, ...] = (4,)) -> list[RecallTask]:
-    """Return the recall tasks that fit the vocabulary and context in `config`, a config.json; none where they do not."""
+    """Return the recall tasks that fit vocabulary and context of `config`, a config.json; none where they do not."""
     vocabulary = RecallVocabulary()
     if (config.get("vocab_size") or 0) < vocabulary.first + vocabulary.size:
         return []

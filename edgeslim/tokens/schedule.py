@@ -6,7 +6,7 @@ section 5.1 and appendix. The formula counts each layer alike and nothing else; 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from edgeslim.errors import RecipeError
@@ -109,12 +109,10 @@ def scheduled(
             "give a longer prompt_tokens or a smaller min_tokens"
         )
     if layers is None:
-        possible = default_layers(shape.depth, plan.method)
-        for first in range(len(possible) - 1, 0, -1):
-            late = _nearest(shape, plan, cut, tokens, possible[first:])
-            if _is_met(late, cut) and _keeps_enough(late):
+        for late in late_schedules(shape, plan, cut, tokens):
+            if _keeps_enough(late):
                 return late
-        layers = possible
+        layers = default_layers(shape.depth, plan.method)
     check_layers(layers, shape.depth)
     best = _nearest(shape, plan, cut, tokens, layers)
     if _is_met(best, cut):
@@ -125,6 +123,15 @@ def scheduled(
     raise RecipeError(
         f"flops {cut} cannot be met within {TOLERANCE} at a prompt of {tokens} tokens; give a longer prompt_tokens"
     )
+
+
+def late_schedules(shape: ModelShape, plan: ReductionPlan, cut: float, tokens: int) -> Iterator[ReductionPlan]:
+    """Yield `plan` at the last one, two, … of `default_layers`, with one ratio each, where that meets `cut`."""
+    possible = default_layers(shape.depth, plan.method)
+    for first in range(len(possible) - 1, -1, -1):
+        late = _nearest(shape, plan, cut, tokens, possible[first:])
+        if _is_met(late, cut):
+            yield late
 
 
 def _nearest(shape: ModelShape, plan: ReductionPlan, cut: float, tokens: int, layers: Sequence[int]) -> ReductionPlan:

@@ -212,12 +212,12 @@ def test_all_bundled_models_keep_the_same_tokens_as_pytorch_by_every_method(shop
         assert_equal_to_torch(shop, name, plan, prompt(1, count, model.config.vocab_size))
 
 
-@pytest.mark.parametrize("family", ["mamba2", "llama"])
+@pytest.mark.parametrize("family", [*SCANS, *TRANSFORMERS])
 def test_generated_tokens_are_pytorchs_after_the_same_reduction(shop, family):
     plan = plan_for(metric=metric_of(family))
     bundle, tokens = shop.bundle(family, plan), prompt(1, 60)
     expected = generate_in_torch(shop.model(family), torch.from_numpy(tokens), plan, 20)[0].tolist()
-    engines = (OrtSession, GenaiSession) if family == "mamba2" else (OrtSession,)
+    engines = (OrtSession, GenaiSession) if family in SCANS else (OrtSession,)
     for engine in engines:
         assert list(generate(engine(bundle), tokens[0].tolist(), 20)) == expected
 
