@@ -59,7 +59,7 @@ class Rail:
 class SensorPlan:
     """What to read on a machine and how. `facts` are readings that do not change: the governor, the power mode."""
 
-    energy_source: Literal["rapl", "rails", "battery"] | None = None
+    energy_source: Literal["rapl", "rails", "battery", "tegrastats"] | None = None
     counters: tuple[Counter, ...] = ()
     rails: tuple[Rail, ...] = ()
     temperatures: tuple[str, ...] = ()

@@ -6,14 +6,17 @@ sensor gives is None: not measured.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeslim.devices import android, raspberry_pi
+from edgeslim.devices import android, jetson, raspberry_pi
 from edgeslim.devices.sensor_plan import Counter, Rail, SensorPlan, find_sensors
 
 __all__ = ["Readings", "SensorPlan", "Series", "find_sensors", "read_sensors"]
+
+TEGRASTATS = "tegrastats"
+"""What stands for a path in samples that are lines of tegrastats."""
 
 _CLOCK_FELL = 0.9
 
@@ -110,12 +113,29 @@ def read_sensors(
 def _series(samples: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
     found: dict[str, Series] = {}
     for sample in samples:
-        number = _parse(str(sample["path"]), str(sample["text"]))
-        if number is not None:
-            series = found.setdefault(str(sample["path"]), Series())
+        for name, number in _numbers(str(sample["path"]), str(sample["text"])):
+            series = found.setdefault(name, Series())
             series.at.append(float(sample["seconds"]))
             series.values.append(number)
     return found
+
+
+def _numbers(path: str, text: str) -> Iterator[tuple[str, float]]:
+    """Yield the numbers that a reading holds, by the path or, in a line of tegrastats, by what they are."""
+    if path != TEGRASTATS:
+        if (number := _parse(path, text)) is not None:
+            yield path, number
+        return
+    line = jetson.parse_tegrastats(text)
+    if line.total_mw is not None:
+        yield _TEGRA_POWER, line.total_mw * 1e-3
+    if line.temperatures_c:
+        yield _TEGRA_HEAT, max(line.temperatures_c.values())
+    if line.cpu_mhz:
+        yield _TEGRA_CLOCK, max(line.cpu_mhz) * 1e3
+
+
+_TEGRA_POWER, _TEGRA_HEAT, _TEGRA_CLOCK = (f"{TEGRASTATS} {what}" for what in ("watts", "degrees", "kHz"))
 
 
 def _parse(path: str, text: str) -> float | None:
@@ -132,6 +152,9 @@ def _parse(path: str, text: str) -> float | None:
 def _joules(plan: SensorPlan, series: Mapping[str, Series], spans: Sequence[tuple[float, float]]) -> float | None:
     if not spans or plan.energy_source is None:
         return None
+    if plan.energy_source == TEGRASTATS:
+        power = series.get(_TEGRA_POWER)
+        return None if power is None else sum(power.integral(begin, end) for begin, end in spans)
     if plan.counters:
         parts = [_counted(counter, series.get(counter.path), spans) for counter in plan.counters]
     else:
@@ -174,7 +197,7 @@ def _hottest(plan: SensorPlan, series: Mapping[str, Series], spans: Sequence[tup
     """Return the highest temperature in degrees; files give thousandths, on some phones whole degrees."""
     found = [
         value / (1000 if abs(value) >= 1000 else 1)
-        for path in plan.temperatures
+        for path in (*plan.temperatures, _TEGRA_HEAT)
         if path in series
         for begin, end in spans
         for value in series[path].within(begin, end)
@@ -186,7 +209,7 @@ def _hottest(plan: SensorPlan, series: Mapping[str, Series], spans: Sequence[tup
 def _clock(plan: SensorPlan, series: Mapping[str, Series], spans: Sequence[tuple[float, float]]) -> float | None:
     """Return the mean clock in MHz of the clock domain that ran fastest during `spans`."""
     means = []
-    for path in plan.clocks:
+    for path in (*plan.clocks, _TEGRA_CLOCK):
         if path in series and spans:
             values = [value for begin, end in spans for value in series[path].within(begin, end)]
             means.append(sum(values) / len(values))

@@ -12,13 +12,13 @@ from typing import IO, Any, Literal
 
 import edgeslim
 from edgeslim import errors
-from edgeslim.devices.sensors import Readings, find_sensors, read_sensors
+from edgeslim.devices.sensors import TEGRASTATS, Readings, read_sensors
 from edgeslim.errors import EdgeslimError, RecipeError
 from edgeslim.runtime import machine
 from edgeslim.runtime.config import read_config
 from edgeslim.runtime.engines import choose_engine, require_engine
 from edgeslim.runtime.memory import bundle_bytes, weight_bytes
-from edgeslim.runtime.sampling import FileSampler, list_folder, read_text
+from edgeslim.runtime.sampling import FileSampler, LineSampler, local_plan
 
 MARK = "edgeslim-profiler: "  # begins the worker's lines; an engine may print others
 
@@ -119,11 +119,11 @@ def profile_bundle(
         "warmup": warmup,
     }
     before = machine.busy_warning(machine.probe_load(), "before the run")
-    plan = find_sensors(list_folder, read_text)
-    with FileSampler(plan.paths) as sampler:
+    plan, command = local_plan()
+    with FileSampler(plan.paths) as files, LineSampler(TEGRASTATS, command) as lines:
         measured = _measure(job, on_progress or (lambda done, total: None))
     load = machine.Load(**measured.pop("load"))
-    readings = read_sensors(plan, measured.pop("phases"), sampler.samples)
+    readings = read_sensors(plan, measured.pop("phases"), [*files.samples, *lines.samples])
     during = machine.busy_warning(load, "during the run")
     slowed = [f"throttled: {readings.throttling}"] if readings.throttling not in (None, "none") else []
     warnings = tuple(w for w in (before, during, *slowed, *measured.pop("remarks")) if w)
