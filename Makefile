@@ -5,7 +5,7 @@ BIN := .venv/bin
 NATIVE := $(shell find runtime/native -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow check format bench train kill-resume memory optimum bench-partners native cross sanitize fuzz clean
+.PHONY: help install demo test slow check format bench train kill-resume memory optimum bench-partners native cross sanitize fuzz browser clean
 
 help:                ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -103,6 +103,14 @@ fuzz: sanitize       ## a million executions of each reader, of packed tensors a
 	build/sanitize/fuzz $$(($(FUZZ_SEED) + 1)) $(FUZZ_COUNT); second=$$?; wait $$first && exit $$second
 	build/sanitize/fuzz_bundle $(FUZZ_SEED) $(FUZZ_COUNT) & first=$$!; \
 	build/sanitize/fuzz_bundle $$(($(FUZZ_SEED) + 1)) $(FUZZ_COUNT); second=$$?; wait $$first && exit $$second
+
+runtime/web/node_modules: runtime/web/package-lock.json
+	npm ci --ignore-scripts --no-audit --no-fund --prefix runtime/web
+	@touch $@
+
+browser: install runtime/web/node_modules ## bundles in headless Chromium: the same tokens as Python; prints their profiles
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { echo "make browser needs chromium"; exit 1; }
+	$(BIN)/python -m pytest -q tests/runtime/test_web.py tests/reporting/test_page.py
 
 train: install       ## train the bundled models again: two that write, two that recall (about two hours)
 	$(BIN)/python examples/train_tiny.py --arch llama

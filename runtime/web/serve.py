@@ -7,6 +7,7 @@ A page gets threads and fine timers only where it is cross-origin isolated, whic
 import argparse
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +19,7 @@ BUNDLES = "bundles"
 _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
-    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'wasm-unsafe-eval' blob:; worker-src 'self' blob:",
+    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'wasm-unsafe-eval' blob:",
     "Cache-Control": "no-cache",
 }
 
@@ -71,7 +72,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 def make_server(bundles: Mapping[str, Path], *, port: int = 0, quiet: bool = True) -> ThreadingHTTPServer:
     """Return a server on loopback for the page and `bundles`, by the names they get; port 0 takes a free one."""
-    return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, bundles=dict(bundles), quiet=quiet))
+    return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, bundles=bundles, quiet=quiet))
 
 
 def main() -> None:
@@ -86,10 +87,8 @@ def main() -> None:
         parser.error(f"{PAGE}: onnxruntime-web is not installed there; run: npm ci --ignore-scripts --prefix {PAGE}")
     with make_server({b.resolve().name: b.resolve() for b in given.bundles}, port=given.port, quiet=False) as server:
         print(f"http://127.0.0.1:{server.server_port}/")
-        try:
+        with suppress(KeyboardInterrupt):
             server.serve_forever()
-        except KeyboardInterrupt:
-            pass
 
 
 if __name__ == "__main__":
