@@ -83,11 +83,16 @@ class Search:
                 f"({min(self._sizes) / self._total:.4f})"
             )
         for number in range(rounds):
-            self._shed_heads(number, rounds)
+            self.shed_round(number, rounds)
         here = {index: kept for index, kept in self._heads.items() if index not in self.model.gone}
         heads = {index: sorted(set(before[index]) - set(kept)) for index, kept in here.items()}
         order = [self._journal.steps[key]["block"] for key in self._journal.steps if key.startswith("block ")]
         return Found(blocks=order, heads=heads if rounds else {}, loss=self.model.loss())
+
+    def parameters(self) -> int:
+        """Return how many parameters the model has without the blocks and heads that are out."""
+        gone = sum(self._sizes[index] for index in self.model.gone)
+        return sum(parameter.numel() for parameter in self.model.model.parameters()) - gone
 
     def smaller_tensors(self, index: int) -> dict[str, Tensor]:
         """Return the tensors of block `index` by their names in it, where heads of it went; else none."""
@@ -166,7 +171,7 @@ class Search:
             raise RecipeError(f"heads must be a multiple of {groups} below {heads}, got {self._amount.heads}")
         return self._amount.heads // groups
 
-    def _shed_heads(self, number: int, rounds: int) -> None:
+    def shed_round(self, number: int, rounds: int) -> None:
         """Take a head of each group out of every mixer, from the first block to the last."""
         states = self.model.embedded()
         here = [index for index in range(len(self.model.blocks)) if index not in self.model.gone]
