@@ -92,9 +92,15 @@ FURTHER = (
     Figure(key="bundle_bytes", label="bundle on disk", unit="MB", form=megabytes),
     Figure(key="cold_load_s", label="load, files not in memory", unit="s", form=significant),
     Figure(key="cold_ttft_ms", label="first token of the first run", unit="ms", form=significant),
+    Figure(key="cold_decode_ms", label="a decoded token of the first run", unit="ms", form=significant),
     Figure(key="base_rss_bytes", label="memory before the load", unit="MB", form=megabytes),
     Figure(key="pss_bytes", label="memory after the runs, shared pages in parts (PSS)", unit="MB", form=megabytes),
     Figure(key="device_memory_bytes", label="peak memory of the accelerator", unit="MB", form=megabytes),
+    Figure(key="memory_available_bytes", label="memory that the device has for it", unit="MB", form=megabytes),
+    Figure(key="watts", label="power", unit="W", form=significant),
+    Figure(key="clock_mhz", label="clock", unit="MHz", form=significant),
+    Figure(key="others_cores", label="taken by other programs", unit="cores", form=significant),
+    Figure(key="stolen_cores", label="taken by the host", unit="cores", form=significant),
 )
 """What is shown for each measurement apart, where it is there."""
 
@@ -109,6 +115,9 @@ _SETTINGS = (
     ("soc", "chip"),
     ("governor", "governor"),
     ("power_mode", "power mode"),
+    ("throttling", "throttling"),
+    ("runs_on", "estimated for"),
+    ("basis", "estimated by"),
     ("energy_source", "energy read from"),
     ("repeats", "repeats"),
     ("warmup", "warm-up runs"),
@@ -121,12 +130,13 @@ def settings(measurement: Measurement) -> list[tuple[str, str]]:
     rows = [(label, str(values[key])) for key, label in _SETTINGS if values.get(key) not in (None, "")]
     if isinstance(nodes := values.get("nodes_by_provider"), dict):
         rows.append(("nodes", ", ".join(f"{name} {count}" for name, count in nodes.items())))
-    if values.get("throttled") is not None:
-        rows.append(("throttled", "yes" if values["throttled"] else "no"))
+    for key, label in (("throttled", "throttled"), ("fits", "fits into the device's memory")):
+        if values.get(key) is not None:
+            rows.append((label, "yes" if values[key] else "no"))
     return rows
 
 
 def warnings(measurement: Measurement) -> list[str]:
-    """Return what the profile warns of."""
-    found = measurement.values.get("warnings")
-    return [str(each) for each in found] if isinstance(found, list | tuple) else []
+    """Return what the profile warns of, or the estimate notes."""
+    found = [measurement.values.get(key) for key in ("warnings", "notes")]
+    return [str(each) for group in found if isinstance(group, list | tuple) for each in group]

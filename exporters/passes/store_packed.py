@@ -23,7 +23,7 @@ from edgeslim.exporters.functions import (
 )
 from edgeslim.exporters.initializers import add_initializer, drop_unused
 from edgeslim.exporters.packed import Form, pack
-from edgeslim.exporters.packed_nodes import Matrix, is_gather, is_linear, matrix_of, operands, set_operand
+from edgeslim.exporters.packed_nodes import Matrix, is_gather, is_linear, matrix_of, operand, operands, set_operand
 from edgeslim.exporters.packing import F32
 
 _TYPES = {
@@ -118,6 +118,7 @@ class StorePacked(ir.passes.InPlacePass):
             set_operand(node, part, value)
         attributes = form.attributes(matrix.n, matrix.k)
         if is_linear(node):
+            _declare_shape(node)
             variant = LinearVariant(form=form, activations=self.activations, optional=operands(node))
             attributes["activations"] = self.activations
             function = linear_function(variant)
@@ -130,6 +131,15 @@ class StorePacked(ir.passes.InPlacePass):
             node.attributes[name] = _attribute(name, value)
         node.overload = function.overload
         model.functions.setdefault(function.identifier(), function)
+
+
+def _declare_shape(node: ir.Node) -> None:
+    """Declare the shape of the product where it is open: a function body does not tell it, and the shape inference of
+    com.microsoft's GroupQueryAttention takes an open width for 0, which onnxruntime-web refuses."""
+    output, x = node.outputs[0], operand(node, "x")
+    if output.shape is None and x is not None and x.shape is not None:
+        output.shape = ir.Shape([*x.shape[:-1], matrix_of(node).n])
+        output.type = output.type or ir.TensorType(ir.DataType.FLOAT)
 
 
 def set_float_activations(model: ir.Model) -> None:
