@@ -26,7 +26,6 @@ from edgeslim.exporters.parity import check_parity
 from edgeslim.exporters.passes import run_passes
 from edgeslim.exporters.passes.drop_kept_positions import DropKeptPositions
 from edgeslim.exporters.passes.last_logits import LastLogits
-from edgeslim.exporters.passes.recurrent_names import RecurrentNames
 from edgeslim.exporters.passes.tied_embedding import TiedEmbedding
 from edgeslim.exporters.plan import Lowering, Plan, Rounding, Weights, make_plan, target_costs
 from edgeslim.exporters.reduced_parity import check_reduced_parity
@@ -86,7 +85,7 @@ def export_checkpoint(
     reduction = reduction_of(config, checkpoint_dir)
     progress("graph")
     model = build_graph(checkpoint_dir)
-    run_passes(model, [RecurrentNames(), TiedEmbedding(), *reduction_passes(reduction, config)])
+    run_passes(model, [TiedEmbedding(), *reduction_passes(reduction, config)])
     progress("weights")
     with scratch_file(bundle_dir) as scratch:
         lowered = lower(model, plan, scratch)

@@ -26,7 +26,6 @@ from transformers import AutoConfig
 
 from edgeslim.errors import ExportError, did_you_mean
 from edgeslim.exporters.passes import run_passes
-from edgeslim.exporters.passes.grouped_norms import GroupedNorms
 from edgeslim.exporters.passes.sliding_windows import SlidingWindows
 from edgeslim.exporters.ssm import MODELS, CausalLM
 
@@ -35,7 +34,6 @@ _LIBRARY_FAMILIES = (
     "gpt2",
     "granite",
     "llama",
-    "mamba2",
     "mistral",
     "olmo2",
     "phi",
@@ -104,8 +102,7 @@ def check_family(config: dict[str, Any], checkpoint: Path) -> None:
 
 def _corrections(hf_config: Any) -> list[ir.passes.InPlacePass]:
     """Return the passes that mend where mobius's graph departs from transformers' model."""
-    groups = hf_config.n_groups if hf_config.model_type == "mamba2" else 1
-    return [SlidingWindows(attention_windows(hf_config)), GroupedNorms(groups)]
+    return [SlidingWindows(attention_windows(hf_config))]
 
 
 def attention_windows(hf_config: Any) -> list[int | None]:

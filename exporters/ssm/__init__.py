@@ -15,6 +15,7 @@ from edgeslim.exporters.ssm.granite_hybrid import granite_hybrid
 from edgeslim.exporters.ssm.jamba import jamba
 from edgeslim.exporters.ssm.lfm2 import lfm2
 from edgeslim.exporters.ssm.mamba import mamba
+from edgeslim.exporters.ssm.mamba2 import mamba2
 from edgeslim.exporters.ssm.model import CausalLM
 from edgeslim.exporters.ssm.nemotron_h import nemotron_h
 from edgeslim.exporters.ssm.opt import opt
@@ -31,6 +32,7 @@ MODELS: dict[str, Callable[[Any], CausalLM]] = {
     "jamba": jamba,
     "lfm2": lfm2,
     "mamba": mamba,
+    "mamba2": mamba2,
     "nemotron_h": nemotron_h,
     "opt": opt,
     "stablelm": stablelm,

@@ -32,7 +32,6 @@ from edgeslim.exporters.lowering import lower
 from edgeslim.exporters.passes import run_passes
 from edgeslim.exporters.passes.gather_linears import GatherLinears, fits
 from edgeslim.exporters.passes.last_logits import LastLogits
-from edgeslim.exporters.passes.recurrent_names import RecurrentNames
 from edgeslim.exporters.passes.tied_embedding import TiedEmbedding
 from edgeslim.exporters.plan import make_plan
 from edgeslim.exporters.row_blocks import BlockPattern, RowBlock
@@ -134,7 +133,7 @@ def prune_blocks_(weight: torch.Tensor, rows: int, sparsity: float) -> None:
 def _write_bundle(checkpoint: Path, folder: Path, lowering: str, prepack: bool) -> None:
     """Write what onnxruntime-genai needs to generate: one graph, its data, its configurations."""
     model = build_graph(checkpoint)
-    run_passes(model, [RecurrentNames(), TiedEmbedding(), LastLogits()])
+    run_passes(model, [TiedEmbedding(), LastLogits()])
     if lowering == "conv":
         run_passes(model, [GatherLinears({node.name or "": _whole(node) for node in model.graph if fits(node)})])
     else:

@@ -105,6 +105,7 @@ def test_half_precision_checkpoints_are_exported_in_full_precision(tmp_path: Pat
         ("qwen2", {"use_sliding_window": False}),
         ("gpt2", {"tie_word_embeddings": False}),
         ("mamba2", {"n_groups": 1, "tie_word_embeddings": True}),
+        ("mamba2", {"time_step_limit": (0.02, 0.3), "use_bias": True, "use_conv_bias": False}),
         ("mamba", {"use_bias": True, "use_conv_bias": False, "tie_word_embeddings": False}),
         ("granitemoehybrid", {"position_embedding_type": "rope"}),
         ("falcon_h1", {"mamba_rms_norm": False}),

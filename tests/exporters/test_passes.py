@@ -11,10 +11,8 @@ import pytest
 from edgeslim.errors import ExportError
 from edgeslim.exporters.graph import build_graph
 from edgeslim.exporters.passes import run_passes
-from edgeslim.exporters.passes.grouped_norms import GroupedNorms
 from edgeslim.exporters.passes.last_logits import LastLogits, find_head
 from edgeslim.exporters.passes.quantize_linears import SAME_BYTES, QuantizeLinears, constant_matrix, set_accuracy_level
-from edgeslim.exporters.passes.recurrent_names import RecurrentNames, genai_name
 from edgeslim.exporters.passes.sliding_windows import SlidingWindows
 from edgeslim.exporters.passes.tied_embedding import TiedEmbedding, transposed_weight
 
@@ -210,25 +208,7 @@ def test_one_token_with_large_activations_leaves_the_others_alone() -> None:
     np.testing.assert_allclose(beside, alone, rtol=1e-4, atol=1e-4)
 
 
-# Names, windows, norms
-
-
-def test_recurrent_states_get_the_engines_names() -> None:
-    assert genai_name("past_states.3.ssm_state") == "past_key_values.3.recurrent_state"
-    assert genai_name("present.3.ssm_state") == "present.3.recurrent_state"
-    assert genai_name("past_states.3.conv_state") == "past_key_values.3.conv_state"
-
-
-@pytest.mark.parametrize("name", ["past_key_values.0.key", "present.0.value", "input_ids", "past_states.x.ssm_state"])
-def test_other_names_stay(name: str) -> None:
-    assert genai_name(name) == name
-
-
-def test_renaming_twice_changes_nothing(checkpoint: Callable[[str], Path]) -> None:
-    model = build_graph(checkpoint("mamba2"))
-
-    assert changes(model, RecurrentNames())
-    assert not changes(model, RecurrentNames())
+# Windows
 
 
 def test_windows_are_set_by_layer(checkpoint: Callable[[str], Path]) -> None:
@@ -249,25 +229,8 @@ def test_a_window_without_attention_to_hold_it_is_refused() -> None:
     assert not changes(model, SlidingWindows([None]))
 
 
-def test_a_gated_norm_is_taken_by_groups() -> None:
-    weight = rng.standard_normal(H).astype(np.float32)
-    model = model_of(
-        [
-            ("", "Gather", ["E", "input_ids"], "x", {"axis": 0}),
-            ("", "RMSNormalization", ["x", "layers.0.mixer.norm.weight"], "logits", {"axis": -1, "epsilon": 1e-5}),
-        ],
-        {"E": EMBEDDING, "layers.0.mixer.norm.weight": weight},
-    )
-    assert not changes(model, GroupedNorms(1))
-    assert changes(model, GroupedNorms(3))
-    groups = EMBEDDING[:T].reshape(T, 3, H // 3)
-    expected = (groups / np.sqrt((groups**2).mean(-1, keepdims=True) + 1e-5)).reshape(T, H) * weight
-    np.testing.assert_allclose(run(model)[0], expected, atol=TOLERANCE)
-    assert not changes(model, GroupedNorms(3))
-
-
 def test_a_failing_pass_is_named_with_those_before_it() -> None:
     model = model_of([("", "Gather", ["E", "input_ids"], "logits", {"axis": 0})], {"E": EMBEDDING})
 
-    with pytest.raises(ExportError, match="graph pass LastLogits after RecurrentNames: cannot find the head"):
-        run_passes(model, [RecurrentNames(), LastLogits()])
+    with pytest.raises(ExportError, match="graph pass LastLogits after TiedEmbedding: cannot find the head"):
+        run_passes(model, [TiedEmbedding(), LastLogits()])

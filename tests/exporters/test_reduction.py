@@ -19,7 +19,6 @@ from edgeslim.exporters import export_checkpoint, reduced_parity
 from edgeslim.exporters.graph import build_graph
 from edgeslim.exporters.passes import run_passes
 from edgeslim.exporters.passes.drop_kept_positions import DropKeptPositions
-from edgeslim.exporters.passes.recurrent_names import RecurrentNames
 from edgeslim.exporters.passes.reduce_tokens import ReduceTokens
 from edgeslim.exporters.passes.tied_embedding import TiedEmbedding
 from edgeslim.runtime.generate import generate
@@ -69,7 +68,7 @@ class Workshop:
     def graph(self, name, plan):
         model = build_graph(self.checkpoint(name))
         depth = self.model(name).config.num_hidden_layers
-        return run_passes(model, [RecurrentNames(), TiedEmbedding(), ReduceTokens(plan, depth)])
+        return run_passes(model, [TiedEmbedding(), ReduceTokens(plan, depth)])
 
     def session(self, name, plan):
         """A session of the scoring graph, not lowered; what a whole export does beyond is tested apart."""
