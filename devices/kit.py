@@ -34,29 +34,32 @@ _WHEELS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17")
 
 @dataclass(frozen=True, kw_only=True)
 class Kit:
-    """The program and the library that go along."""
+    """The program and the library that go along. Without a library, `missing` says why there is none: bundles of our
+    operators alone run without it."""
 
     program: Path
-    onnxruntime: Path
+    onnxruntime: Path | None = None
+    missing: str = ""
 
 
 def find_kit(arch: str, *, android: bool = False, folder: Path | None = None) -> Kit:
     """Return the kit for a machine of `arch` that runs Linux or Android; what `folder` has comes first.
 
     The library for another architecture is fetched once from onnxruntime's own wheel, by pip.
-    Raises: DeviceError where a part is not at hand, or is for another architecture.
+    Raises: DeviceError where the program is not at hand, or a part is for another architecture.
     """
     if folder is None and (named := os.environ.get(FOLDER_VARIABLE)):
         folder = Path(named)
     if folder is not None and not folder.is_dir():
         raise DeviceError(f"bench_dir {folder}: no such folder; expected one with {PROGRAM}")
-    kit = Kit(
-        program=_find_program(arch, android, folder),
-        onnxruntime=_find_onnxruntime(arch, android, folder),
-    )
-    for path in (kit.program, kit.onnxruntime):
-        check_architecture(path, arch)
-    return kit
+    program = _find_program(arch, android, folder)
+    check_architecture(program, arch)
+    try:
+        library = _find_onnxruntime(arch, android, folder)
+    except DeviceError as fault:
+        return Kit(program=program, missing=str(fault))
+    check_architecture(library, arch)
+    return Kit(program=program, onnxruntime=library)
 
 
 def check_architecture(path: Path, arch: str) -> None:
@@ -120,8 +123,8 @@ def _find_onnxruntime(arch: str, android: bool, folder: Path | None) -> Path:
             return _unpacked(archive, [member], _cache() / f"{archive.stem}-{archive.stat().st_size}-{arch}")
     if android:
         raise DeviceError(
-            f"{folder}: no libonnxruntime.so for Android; put it there, or onnxruntime-android's .aar "
-            "(com.microsoft.onnxruntime:onnxruntime-android of Maven Central)"
+            "no libonnxruntime.so for Android at hand: put it into the folder of --bench-dir, or onnxruntime-android's "
+            ".aar (com.microsoft.onnxruntime:onnxruntime-android of Maven Central)"
         )
     if _is_own(arch):
         found = onnxruntime_library()

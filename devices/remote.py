@@ -31,7 +31,7 @@ from edgeslim.runtime.profiler import Profile
 ENGINES = ("auto", "native")
 """What a device other than this process may be asked to run: the native runtime, in edgeslim-bench."""
 
-RESULT = "profile.json"
+LIBRARY, RESULT = "libonnxruntime.so", "profile.json"
 
 _DESCRIBE = """
 echo "system=$(uname -s)"
@@ -162,7 +162,9 @@ def parcels_of(bundle: Path, kit: Kit, progress: Progress = silent) -> tuple[lis
     if not files:
         raise BundleError(f"{bundle}: not a bundle: it has no files")
     sources = {f"bundle/{name}": path for name, path in files.items() if name not in libraries}
-    sources |= {PROGRAM: kit.program, "libonnxruntime.so": kit.onnxruntime}
+    sources[PROGRAM] = kit.program
+    if kit.onnxruntime is not None:
+        sources[LIBRARY] = kit.onnxruntime
     total, hashed = sum(path.stat().st_size for path in sources.values()), 0
 
     def count(size: int) -> None:
@@ -182,11 +184,11 @@ def _measure(
     store = Store(transport, transport.folder or f"{platform.cache}/edgeslim")
     store.deliver(parcels, hasher=program, progress=progress)
     with store.run_folder(parcels) as folder:
-        argv = [f"./{PROGRAM}", "bundle", "--ort", "./libonnxruntime.so", *options]
+        argv = [f"./{PROGRAM}", "bundle", *([] if kit.onnxruntime is None else ["--ort", f"./{LIBRARY}"]), *options]
         done = transport.run(script(_RUN, folder, *argv), timeout=None, on_text=_RunReader(progress, transport.name))
         if done.status != 0:
             damaged = store.remove_damaged(parcels, f"{folder}/{PROGRAM}")
-            raise DeviceError(f"{transport.name}: {_failure(done, damaged, platform)}")
+            raise DeviceError(f"{transport.name}: {_failure(done, damaged, platform, kit)}")
         printed = transport.read(f"{folder}/{RESULT}").decode(errors="replace")
     try:
         return dict(json.loads(printed))
@@ -207,11 +209,13 @@ class _RunReader:
             self._progress(int(found[-1][0]), int(found[-1][1]), f"profiling on {self._name}")
 
 
-def _failure(done: Output, damaged: Sequence[str], platform: Platform) -> str:
+def _failure(done: Output, damaged: Sequence[str], platform: Platform, kit: Kit) -> str:
     """Return what a run that failed means, without the device's name."""
     said, status = done.last_line, done.status if done.status >= 0 else 128 - done.status
     if damaged:
         return f"{', '.join(damaged)} had been damaged there and is removed; run it again"
+    if kit.missing and "ONNX Runtime" in done.text:
+        return f"the bundle needs ONNX Runtime: {kit.missing}"
     for pattern, meaning in _FAILURES:
         if found := re.search(pattern, done.text, re.IGNORECASE):
             return meaning.format(*(group for group in found.groups() if group), said=said, arch=platform.arch)
