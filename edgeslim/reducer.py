@@ -87,7 +87,8 @@ def plan_reduction(config: Mapping[str, Any], recipe: "ReduceRecipe", measure: "
         plan = fixed(shape, template, chosen, recipe.ratio, recipe.prompt_tokens)
         return ReduceReport(plan=plan, kept=plan.kept(recipe.prompt_tokens), formula_ratio=None)
     cut = DEFAULT_CUT if recipe.flops is None else recipe.flops
-    plan, trials = scheduled(shape, template, cut, recipe.prompt_tokens, layers), ()
+    plan = scheduled(shape, template, cut, recipe.prompt_tokens, layers)
+    trials: tuple[Trial, ...] = ()
     if measure is not None:
         plans = list(late_schedules(shape, template, cut, recipe.prompt_tokens))
         trials = measure(plans)

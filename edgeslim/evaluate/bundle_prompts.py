@@ -70,11 +70,9 @@ def bundle_reduction(
         raise EvaluationError(
             f"{bundle}: its graph does not reduce its prompts; write a plan with `edgeslim reduce` before the export"
         )
-    config, tokens = read_object(bundle / HF_CONFIG), None
+    config = read_object(bundle / HF_CONFIG)
     vocabulary = config.get("vocab_size") or LEAST_TEXT_IDS
-    if vocabulary >= LEAST_TEXT_IDS:
-        codec = TextCodec(bundle)
-        tokens = encode_text(text, lambda t, special: codec.encode(t, special=special))
+    tokens = _text_tokens(bundle, text) if vocabulary >= LEAST_TEXT_IDS else None
     session = OrtSession(bundle, graph=SCORING, threads=threads)
     amount = replace(amount, batch=1) if session.cache_lengths else amount.fitted(vocabulary)
 
@@ -90,6 +88,11 @@ def bundle_reduction(
         plan=plan.to_json(),
         on_progress=on_progress,
     )
+
+
+def _text_tokens(bundle: Path, text: str) -> Tokens:
+    codec = TextCodec(bundle)
+    return encode_text(text, lambda t, special: codec.encode(t, special=special))
 
 
 def reduction_of_bundle(bundle: Path) -> ReductionPlan | None:

@@ -103,13 +103,13 @@ def chunked_scan(
         rows = slice(start, start + _CHUNK2)
         driven = (x[:, rows] * step[:, rows, :, None]).transpose(1, 2)
         into, out_of = (part[:, rows].transpose(1, 2).repeat_interleave(per_group, 1) for part in (b, c))
-        decay = (step[:, rows] * a).cumsum(1).transpose(1, 2)
-        between = decay[..., :, None] - decay[..., None, :]
+        decay = (step[:, rows] * a).double().cumsum(1).transpose(1, 2)  # differences of large sums: exact enough so
+        between = (decay[..., :, None] - decay[..., None, :]).float()
         future = torch.ones_like(between[0, 0], dtype=torch.bool).triu(1)
         weights = (out_of @ into.transpose(2, 3)) * between.masked_fill(future, float("-inf")).exp()
-        outputs.append(weights @ driven + decay.exp()[..., None] * (out_of @ h.transpose(2, 3)))
-        left = (decay[..., -1:] - decay).exp()[..., None]
-        h = decay[..., -1:, None].exp() * h + (driven * left).transpose(2, 3) @ into
+        outputs.append(weights @ driven + decay.exp().float()[..., None] * (out_of @ h.transpose(2, 3)))
+        left = (decay[..., -1:] - decay).exp().float()[..., None]
+        h = decay[..., -1:, None].exp().float() * h + (driven * left).transpose(2, 3) @ into
     return torch.cat(outputs, 2).transpose(1, 2), h
 
 
