@@ -7,7 +7,7 @@
 #include <string>
 
 #include "engine/bundle.h"
-#include "tests/packer.h"
+#include "fuzz/mutate.h"
 
 namespace {
 
@@ -28,27 +28,6 @@ const std::string kFiles[4] = {
     R"({"architectures":["LlamaForCausalLM"],"eos_token_id":2,"max_position_embeddings":2048,"vocab_size":49152,"edgeslim":{
 "reduction":{"layers":[3],"ratios":[0.2]}},"rope_scaling":null,"tie_word_embeddings":true})",
     "{\"bos_token_id\":1,\"eos_token_id\":[2,7],\"text\":\"\\u00e9\\ud83d\\ude00\\n\"}"};
-
-const char* const kWords[] = {"{",    "}",   "[",     "]",     "\"",   ":",      ",",    "\\",     "\\u",  "\\ud800", "null", "true",
-                              "1e999", "-1", "1e18",  "0.5",   "../",  "..",     "/",    "C:\\\\", "\x01", "\xff",    "",     "99999999999999999999",
-                              "{\"format\":1}", "\"filename\":\"../x\"", "\"custom_ops_library\":\"/x.so\"", "\"ep.context_file_path\":\"x\""};
-
-std::string mutated(std::string text, Random& random) {
-  for (int64_t changes = random.below(5); changes > 0; --changes) {
-    const int64_t size = int64_t(text.size()), at = random.below(size + 1), length = random.below(std::min<int64_t>(size - at + 1, 40));
-    switch (random.below(6)) {
-      case 0: text.erase(std::size_t(at), std::size_t(length)); break;
-      case 1: text.insert(std::size_t(at), kWords[random.below(int64_t(sizeof kWords / sizeof *kWords))]); break;
-      case 2: text.replace(std::size_t(at), std::size_t(length), kWords[random.below(int64_t(sizeof kWords / sizeof *kWords))]); break;
-      case 3: text.insert(std::size_t(at), text.substr(std::size_t(random.below(size + 1)), std::size_t(random.below(60)))); break;
-      case 4:
-        if (at < size) text[std::size_t(at)] = char(random.bits());
-        break;
-      default: text.insert(std::size_t(at), std::string(std::size_t(random.below(100)), "[{\"0 "[random.below(5)]));
-    }
-  }
-  return text;
-}
 
 // Said in other words than the reader's: every component of a path that is left.
 bool leaves(const std::string& path) {
@@ -76,7 +55,7 @@ const char* execute(Random& random, bool* accepted) {
   bool whole = true;
   for (int i = 0; i < 4; ++i) {
     std::string wrong;
-    const std::string text = victim == i || victim == 4 ? mutated(kFiles[i], random) : kFiles[i];
+    const std::string text = victim == i || victim == 4 ? fuzz::mutated_text(kFiles[i], random) : kFiles[i];
     const std::vector<char> exact(text.begin(), text.end());  // ends where its memory does
     *to[i] = Json::parse({exact.data(), exact.size()}, &wrong);
     whole = whole && wrong.empty();
