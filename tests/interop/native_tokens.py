@@ -4,9 +4,9 @@
     native_tokens.py FOLDER --ort LIBRARY --run [RUNNER…] tokens   compares what runtime/native/tests/tokens.cc writes
 
 The bundles of tiny-llama and tiny-mamba2: dense (float32, onnxruntime's own operators), packed (half of the weights
-pruned, int8), and reduced (fewer tokens of the prompt kept; float32). transformers computes with float32 activations and the weights as the
-bundle holds them, so the packed graph is run a first time with float32 activations and must then give the same tokens. As shipped it
-rounds activations to 8 bits: those tokens are what the first program compared wrote, and every other one must write them again.
+pruned, int8), and reduced (fewer tokens of the prompt kept; float32). transformers has float32 activations and
+the weights as the bundle holds them, so the packed graph runs once with float32 activations and must then give the same
+tokens. As shipped it rounds activations to 8 bits: what the first program compared wrote, every other one must write.
 """
 
 import argparse
@@ -86,8 +86,9 @@ def packed(checkpoint: Path, bundle: Path) -> dict[str, Any]:
 
 def reduced(checkpoint: Path, bundle: Path) -> dict[str, Any]:
     """A fifth of the prompt's FLOPs cut by UTRC."""
-    import edgeslim
     import torch
+
+    import edgeslim
     from edgeslim.exporters import export_checkpoint
     from edgeslim.exporters.reduction import reduction_of
     from edgeslim.tokens.prefill import generate
