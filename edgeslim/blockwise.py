@@ -21,7 +21,8 @@ from edgeslim.errors import CheckpointError, RecipeError, did_you_mean
 from edgeslim.experts import SplitExperts
 
 SENSITIVE = ("*.x_proj", "*.dt_proj")
-"""Small, sensitive matrices of Mamba-1: pruned only where an include pattern names them."""
+"""Small, sensitive matrices of Mamba-1: pruned only where an include pattern names them, and the block calls them
+(transformers multiplies by dt_proj's weight without calling it)."""
 
 _BATCH_TOKENS = 2048
 
