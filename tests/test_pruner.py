@@ -241,6 +241,8 @@ def test_small_matrices_of_mamba_are_left_alone_unless_named(tmp_path: Path) -> 
     named = _prune(tmp_path / "dense", tmp_path / "named", include=("*.x_proj",))
     assert {linear.name.rpartition(".")[2] for linear in plain.linears} == {"in_proj", "out_proj"}
     assert {linear.name.rpartition(".")[2] for linear in named.linears} == {"x_proj"}
+    with pytest.raises(CheckpointError, match=r"dt_proj: the block's forward never calls it"):
+        _prune(tmp_path / "dense", tmp_path / "step", include=("*.dt_proj",))
 
 
 def test_fused_experts_are_refused_by_name(tmp_path: Path) -> None:
