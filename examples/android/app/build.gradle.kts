@@ -1,0 +1,25 @@
+plugins {
+    id("com.android.application")
+    id("org.jetbrains.kotlin.android")
+}
+
+android {
+    namespace = "org.edgeslim.example"
+    compileSdk = 35
+    defaultConfig {
+        applicationId = "org.edgeslim.example"
+        minSdk = 24
+        targetSdk = 35
+        versionCode = 1
+        versionName = "1"
+    }
+    compileOptions {
+        sourceCompatibility = JavaVersion.VERSION_11
+        targetCompatibility = JavaVersion.VERSION_11
+    }
+    kotlinOptions { jvmTarget = "11" }
+}
+
+dependencies {
+    implementation(project(":edgeslim"))
+}
