@@ -19,8 +19,9 @@ ORT_VARIABLE = "EDGESLIM_ONNXRUNTIME"
 
 API_VERSION = 1
 
-FUNCTION_BODIES, FOREIGN_LIBRARIES = 1, 2
-"""Flags of a model: operators by their bodies; operator libraries that a bundle brings along."""
+FUNCTION_BODIES, FOREIGN_LIBRARIES, WITH_ONNXRUNTIME, WITHOUT_ONNXRUNTIME = 1, 2, 4, 8
+"""Flags of a model: operators by their bodies; operator libraries that a bundle brings along; every graph in ONNX
+Runtime; none."""
 
 _NAMES = ("libonnxruntime.so", "libonnxruntime.dylib", "libonnxruntime.", "onnxruntime.dll")
 

@@ -20,6 +20,8 @@ from edgeslim.runtime.bundle_library import BundleLibrary
 from edgeslim.runtime.config import read_config
 from edgeslim.runtime.native_library import (
     FUNCTION_BODIES,
+    WITH_ONNXRUNTIME,
+    WITHOUT_ONNXRUNTIME,
     Generation,
     ModelInfo,
     ModelOptions,
@@ -30,9 +32,9 @@ from edgeslim.runtime.native_library import (
     native_library,
     onnxruntime_library,
 )
+from edgeslim.runtime.providers import CPU, fallback_warning, say
 from edgeslim.runtime.saved_state import LOGITS, Arrays, SavedState, bundle_identity, read_state, write_state
 from edgeslim.runtime.session import Logits, Tokens, check_threads, check_tokens
-from edgeslim.runtime.providers import CPU, fallback_warning, say
 
 End = Literal["length", "token", "room", "callback"]
 _STATE = "native_state"  # tensor of a saved state: the bytes that the runtime gave
@@ -83,19 +85,21 @@ class NativeSession:
         max_length: int | None = None,
         chunk: int | None = None,
         bodies: bool = False,
+        onnxruntime: bool | None = None,
     ) -> None:
         """Load `bundle`. `max_length` bounds prompt and new tokens together; None: what genai_config.json says.
 
         `chunk` tokens of a prompt run at once; None: the runtime's choice. `bodies` runs operators of ours by their
-        function bodies. Raises: RecipeError, BundleError, RuntimeUnavailable.
+        function bodies. A graph of our own operators runs without ONNX Runtime; `onnxruntime` True gives it that graph
+        too, False refuses one that needs it. Raises: RecipeError, BundleError, RuntimeUnavailable.
         """
         self.config = read_config(bundle)
+        self.provider_warning = fallback_warning(self.config.providers, (), (CPU,))
+        say(self.provider_warning)
         self._bundle = bundle
         check_threads(threads)
         self._native = native_library()
-        self._model = _load(self._native, bundle, threads or 0, FUNCTION_BODIES if bodies else 0)
-        self.provider_warning = fallback_warning(self.config.providers, (), (CPU,))
-        say(self.provider_warning)
+        self._model = _load(self._native, bundle, threads or 0, _flags(bodies, onnxruntime))
         try:
             self._session = _open(self._native, self._model, max_length or 0, chunk or 0)
         except BaseException:
@@ -106,6 +110,7 @@ class NativeSession:
         self._native.check("model_get_info", self._model, ctypes.byref(info))
         self._vocab_size = int(info.vocab_size)
         self.isa = info.isa.decode()
+        self.onnxruntime = info.onnxruntime.decode() or None
         self.library = BundleLibrary(needed=bool(info.packed), path=None if bodies else self._native.path)
 
     @property
@@ -254,6 +259,11 @@ def native_sample(
 def native_uniform(seed: int, position: int) -> float:
     """Return the number in [0, 1) that `seed` gives for a draw at `position`."""
     return float(native_library().call("uniform", seed, position))
+
+
+def _flags(bodies: bool, onnxruntime: bool | None) -> int:
+    where = 0 if onnxruntime is None else WITH_ONNXRUNTIME if onnxruntime else WITHOUT_ONNXRUNTIME
+    return where | (FUNCTION_BODIES if bodies else 0)
 
 
 def _load(native: NativeLibrary, bundle: Path, threads: int, flags: int) -> ctypes.c_void_p:

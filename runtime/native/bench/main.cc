@@ -1,4 +1,5 @@
-// edgeslim-bench: profiles a bundle and prints the profile object. Needs ONNX Runtime's library and nothing else.
+// edgeslim-bench: profiles a bundle and prints the profile object. Needs nothing else for packed bundles, ONNX Runtime's
+// library for others.
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -14,10 +15,12 @@ namespace {
 
 constexpr char kUsage[] =
     "usage: edgeslim-bench BUNDLE [--prompt-tokens 128] [--new-tokens 64] [--threads N] [--repeats 5] [--warmup 1]\n"
-    "                      [--ort PATH] [--graph FILE] [--bodies] [--sample PATH]...\n"
+    "                      [--ort PATH] [--with-ort] [--graph FILE] [--bodies]\n"
+    "                      [--sample PATH]...\n"
     "       edgeslim-bench --sha256 FILE...\n"
     "Prints one JSON object. PATH is ONNX Runtime's library or the folder it lies in; without it the environment\n"
-    "variable EDGESLIM_ONNXRUNTIME and then the system are asked. --bodies runs operators by their function bodies.\n"
+    "variable EDGESLIM_ONNXRUNTIME and then the system are asked. It is loaded for graphs that have other operators than\n"
+    "this library's, with --with-ort for all. --bodies runs operators by their function bodies.\n"
     "--sample reads a sensor's file ten times a second meanwhile; the object then has `phases` and `samples` too.\n"
     "--sha256 prints the hash of each file, as sha256sum does.\n";
 
@@ -80,6 +83,8 @@ int main(int argc, char** argv) {
     if (!std::strcmp(argv[i], "--help")) return std::fputs(kUsage, stdout), 0;
     if (!std::strcmp(argv[i], "--bodies")) {
       model.flags |= EDGESLIM_FUNCTION_BODIES;
+    } else if (!std::strcmp(argv[i], "--with-ort")) {
+      model.flags |= EDGESLIM_WITH_ONNXRUNTIME;
     } else if (!std::strcmp(argv[i], "--ort")) {
       model.onnxruntime = next, ++i;
     } else if (!std::strcmp(argv[i], "--graph")) {

@@ -50,14 +50,26 @@ class Loader {
     graph_ = m_.bundle.folder + "/" + m_.bundle.graph;
     if (file_bytes(graph_) < 0)
       return failure(EDGESLIM_BAD_BUNDLE, "%s: not a bundle: it has no %s", folder, m_.bundle.graph.c_str());
-    if (Status s = OrtLibrary::load(asked_.onnxruntime, &m_.library); s.failed()) return s;
-    if (Status s = open_session(); s.failed()) return s;
+    if (Status s = open_somewhere(); s.failed()) return s;
     return read_ports();
   }
 
  private:
   Status check(ort::Status* said) const {
     return m_.library->check(said, EDGESLIM_BAD_BUNDLE, (graph_ + " does not load").c_str());
+  }
+
+  // Without ONNX Runtime where that can be, and it was not asked for.
+  Status open_somewhere() {
+    Status refusal;
+    if (!(asked_.flags & EDGESLIM_WITH_ONNXRUNTIME)) {
+      OrtLibrary::built_in(&m_.library);
+      refusal = open_session();
+      if (!refusal.failed() || (asked_.flags & EDGESLIM_WITHOUT_ONNXRUNTIME)) return refusal;
+    }
+    if (Status s = OrtLibrary::load(asked_.onnxruntime, &m_.library); s.failed())
+      return refusal.failed() ? failure(s.code, "%s; it is needed: %s", s.text.c_str(), refusal.text.c_str()) : s;
+    return open_session();
   }
 
   Status open_session() {
@@ -238,6 +250,9 @@ bool Model::grows() const {
 }
 
 Status Model::load(const char* folder, const edgeslim_model_options& options, Model* model) {
+  constexpr uint32_t kBoth = EDGESLIM_WITH_ONNXRUNTIME | EDGESLIM_WITHOUT_ONNXRUNTIME;
+  if ((options.flags & kBoth) == kBoth)
+    return failure(EDGESLIM_INVALID_ARGUMENT, "flags ask for a run with ONNX Runtime and without it");
   if (options.threads < 0 || options.threads > 1024)
     return failure(EDGESLIM_INVALID_ARGUMENT, "threads must be in [0, 1024], got %d", int(options.threads));
   return Loader(model, options).load(folder);

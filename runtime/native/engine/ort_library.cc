@@ -4,6 +4,7 @@
 #include <list>
 #include <mutex>
 
+#include "builtin/program.h"
 #include "engine/files.h"
 
 #if defined(_WIN32)
@@ -68,6 +69,17 @@ Status find_entry(const std::string& path, void** entry) {
   return {};
 }
 
+Status use(const ort::Api* api, OrtLibrary* library) {
+  library->f = ort::SessionFunctions(api);
+  constexpr int32_t kCode = EDGESLIM_RUNTIME_UNAVAILABLE;
+  Status s = library->check(library->f.create_env(ort::kErrors, "edgeslim", &library->env), kCode, "its environment");
+  if (!s.failed()) s = library->check(library->f.disable_telemetry(library->env), kCode, "telemetry");
+  if (!s.failed())
+    s = library->check(library->f.cpu_memory(ort::kDeviceAllocator, ort::kDefaultMemory, &library->cpu), kCode, "memory");
+  if (!s.failed()) s = library->check(library->f.default_allocator(&library->allocator), kCode, "its allocator");
+  return s;
+}
+
 Status open_runtime(const std::string& path, OrtLibrary* library) {
   void* entry = nullptr;
   if (Status s = find_entry(path, &entry); s.failed()) return s;
@@ -79,14 +91,7 @@ Status open_runtime(const std::string& path, OrtLibrary* library) {
   if (!api)
     return failure(EDGESLIM_RUNTIME_UNAVAILABLE, "ONNX Runtime %.32s is loaded; 1.%u or newer is needed",
                    library->version.c_str(), unsigned(ort::kApiVersion));
-  library->f = ort::SessionFunctions(api);
-  constexpr int32_t kCode = EDGESLIM_RUNTIME_UNAVAILABLE;
-  Status s = library->check(library->f.create_env(ort::kErrors, "edgeslim", &library->env), kCode, "its environment");
-  if (!s.failed()) s = library->check(library->f.disable_telemetry(library->env), kCode, "telemetry");
-  if (!s.failed())
-    s = library->check(library->f.cpu_memory(ort::kDeviceAllocator, ort::kDefaultMemory, &library->cpu), kCode, "memory");
-  if (!s.failed()) s = library->check(library->f.default_allocator(&library->allocator), kCode, "its allocator");
-  return s;
+  return use(api, library);
 }
 
 }  // namespace
@@ -106,6 +111,17 @@ Status OrtLibrary::load(const char* path, const OrtLibrary** library) {
   if (Status s = open_runtime(wanted, &made); s.failed()) return s;
   opened->emplace_back(wanted, std::move(made));
   *library = &opened->back().second;
+  return {};
+}
+
+Status OrtLibrary::built_in(const OrtLibrary** library) {
+  static const auto* const made = [] {
+    auto* one = new OrtLibrary;
+    one->base = builtin::api_base();
+    use(one->base->get_api(ort::kApiVersion), one);
+    return one;
+  }();
+  *library = made;
   return {};
 }
 

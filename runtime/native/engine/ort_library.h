@@ -1,4 +1,5 @@
-// ONNX Runtime, loaded while this library runs: its functions, its environment, and its objects by owners.
+// ONNX Runtime, loaded while this library runs, or what is built in for it: its functions, its environment, and its
+// objects by owners.
 #pragma once
 
 #include <memory>
@@ -21,6 +22,10 @@ struct OrtLibrary {
   // Returns the copy at `path` (a file, or a folder that holds it), once for every path. Null or empty: the environment
   // variable EDGESLIM_ONNXRUNTIME, else the copy that this process has, else the system's.
   static Status load(const char* path, const OrtLibrary** library);
+
+  // What stands for ONNX Runtime where a graph has only operators that this library runs itself; `version` is empty.
+  static Status built_in(const OrtLibrary** library);
+  bool is_built_in() const { return version.empty(); }
 
   // What `said` says, as a status of ours; releases it.
   Status check(ort::Status* said, int32_t code, const char* what) const;

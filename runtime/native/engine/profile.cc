@@ -114,6 +114,11 @@ Status check_options(const edgeslim_profile_options& o) {
   return {};
 }
 
+std::string engine_of(const Model& model) {
+  const std::string ours = std::string("edgeslim ") + edgeslim_version();
+  return model.library->is_built_in() ? ours : ours + ", onnxruntime " + model.library->version;
+}
+
 edgeslim_profile_options with_defaults(edgeslim_profile_options o) {
   if (!o.prompt_tokens) o.prompt_tokens = 128;
   if (!o.new_tokens) o.new_tokens = 64;
@@ -163,7 +168,7 @@ Status profile(const char* folder, const edgeslim_model_options& asked, const ed
   if (Status s = measure(session.get(), o, &cold, &runs); s.failed()) return s;
   Object out;
   out.text("device", machine_name());
-  out.text("engine", std::string("edgeslim ") + edgeslim_version() + ", onnxruntime " + model->library->version);
+  out.text("engine", engine_of(*model));
   const std::string isa = products_of(*model);
   out.text("isa", isa.empty() ? machine_isa() : isa);
   out.integer("threads", model->threads);

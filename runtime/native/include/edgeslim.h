@@ -63,13 +63,18 @@ EDGESLIM_CALL const char* edgeslim_version(void);
 
 enum {
   EDGESLIM_FUNCTION_BODIES = 1, /* run operators of ours by their bodies in standard operators */
-  EDGESLIM_FOREIGN_LIBRARIES = 2 /* load a bundle's other operator libraries: runs code that the bundle names */
+  EDGESLIM_FOREIGN_LIBRARIES = 2, /* load a bundle's other operator libraries: runs code that the bundle names */
+  EDGESLIM_WITH_ONNXRUNTIME = 4,  /* run every graph in ONNX Runtime */
+  EDGESLIM_WITHOUT_ONNXRUNTIME = 8 /* refuse a graph that needs it */
 };
+
+/* A graph of this library's operators, as packed bundles are, runs without ONNX Runtime, on threads of its own; others
+   are given to ONNX Runtime, which is loaded when the first of them is. */
 
 typedef struct edgeslim_model_options {
   uint32_t size;
   uint32_t flags;
-  int32_t threads;             /* 0: what the bundle says, else ONNX Runtime's choice */
+  int32_t threads;             /* 0: what the bundle says, else as many as there are processors */
   const char* onnxruntime;     /* path of ONNX Runtime's library, or of the folder it lies in. Null: the environment
                                   variable EDGESLIM_ONNXRUNTIME, else one in this process, else the system's */
   const char* graph;           /* file name of the graph inside the bundle. Null: what the bundle says, model.onnx */
@@ -83,8 +88,8 @@ typedef struct edgeslim_model_info {
   int32_t bos_token;       /* -1: none */
   int32_t end_token_count; /* see edgeslim_model_end_tokens */
   int32_t packed;          /* 1: has operators of ours */
-  int32_t threads;         /* as asked for; 0: ONNX Runtime's choice */
-  char onnxruntime[32];    /* its version */
+  int32_t threads;         /* as asked for; 0: as many as there are processors */
+  char onnxruntime[32];    /* its version; "" where it is not used */
   char isa[32];            /* what products run on: a kernel variant, "function bodies", or "" for ONNX Runtime's own */
 } edgeslim_model_info;
 

@@ -37,7 +37,7 @@ inline Fault read_packed(const Runtime& runtime, const KernelInfo* info, std::si
   w->masks = masks.as<const uint8_t>();
   w->offsets = offsets.as<const int64_t>();
   const auto count = [](const Tensor& t) { return t ? t.count() : 0; };
-  const int64_t value_bytes = count(values) * (w->bits > 8 ? w->bits / 8 : 1);
+  const int64_t value_bytes = count(values) * (values.type == kFloat ? 4 : values.type == kFloat16 ? 2 : 1);
   return check(*w, {value_bytes, count(masks), count(offsets), count(scales)});
 }
 

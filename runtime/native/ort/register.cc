@@ -20,6 +20,12 @@ const CustomOp* causal_conv();
 const CustomOp* state_space_scan();
 const CustomOp* selective_scan();
 
+const CustomOp* const* operators() {
+  static const CustomOp* const all[] = {packed_linear(), packed_gather(),    group_query_attention(), causal_conv(),
+                                        state_space_scan(), selective_scan(), nullptr};
+  return all;
+}
+
 namespace {
 
 // The operators' domain for one copy of the runtime. Sessions keep pointing to it, so it is made once and stays.
@@ -31,9 +37,8 @@ Status* domain_for(const Api* api, OpDomain** domain) {
     if (one.first == api) return *domain = one.second, nullptr;
   const Functions f(api);
   if (Status* status = f.create_domain("edgeslim", domain)) return status;
-  for (const CustomOp* op : {packed_linear(), packed_gather(), group_query_attention(), causal_conv(),
-                             state_space_scan(), selective_scan()})
-    if (Status* status = f.domain_add(*domain, op)) return status;
+  for (const CustomOp* const* op = operators(); *op; ++op)
+    if (Status* status = f.domain_add(*domain, *op)) return status;
   made->emplace_back(api, *domain);
   return nullptr;
 }

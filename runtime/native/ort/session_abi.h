@@ -80,6 +80,9 @@ struct SessionFunctions {
 #undef EDGESLIM_DECLARE
 };
 
+// The operators of this library, ended by null.
+const CustomOp* const* operators();
+
 // Adds the operators of this library to a session's options; null where that went well. ort/register.cc.
 Status* register_operators(SessionOptions* options, const ApiBase* base);
 

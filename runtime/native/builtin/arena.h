@@ -1,0 +1,69 @@
+// Memory of intermediate tensors: blocks that one after another of them uses, within a run and in the runs after it.
+#pragma once
+
+#include <cstdlib>
+#include <vector>
+
+namespace edgeslim::builtin {
+
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() {
+    for (const Block& block : blocks_) std::free(block.memory);
+  }
+
+  // At least `bytes`, at a multiple of 64; null where there is no memory.
+  void* take(std::size_t bytes) {
+    Block* best = nullptr;
+    for (Block& block : blocks_)
+      if (!block.taken && block.bytes >= bytes && (!best || block.bytes < best->bytes)) best = &block;
+    if (!best && !(best = add(bytes))) return nullptr;
+    best->taken = true;
+    return at(*best);
+  }
+
+  void give(const void* memory) {
+    for (Block& block : blocks_)
+      if (at(block) == memory) block.taken = false;
+  }
+
+  // After a run all is given back; more than a little goes back to the system, as a prompt takes much and tokens do not.
+  void rest() {
+    std::size_t sum = 0;
+    for (Block& block : blocks_) {
+      block.taken = false;
+      sum += block.bytes;
+    }
+    if (sum <= kKept) return;
+    for (const Block& block : blocks_) std::free(block.memory);
+    blocks_.clear();
+  }
+
+ private:
+  static constexpr std::size_t kKept = std::size_t{1} << 20, kAlignment = 64;
+
+  struct Block {
+    void* memory;
+    std::size_t bytes;
+    bool taken;
+  };
+
+  static void* at(const Block& block) {
+    const auto address = reinterpret_cast<std::size_t>(block.memory);
+    return reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  }
+
+  Block* add(std::size_t bytes) {
+    void* memory = std::malloc(bytes + kAlignment);
+    if (!memory) return nullptr;
+    blocks_.push_back({memory, bytes, false});
+    return &blocks_.back();
+  }
+
+  std::vector<Block> blocks_;
+};
+
+}  // namespace edgeslim::builtin

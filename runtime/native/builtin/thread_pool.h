@@ -1,0 +1,49 @@
+// Threads that wait for work by spinning, so that the many short pieces of a token's way through a model follow each
+// other without a system call; after a while without work they sleep.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "core/pool.h"
+
+namespace edgeslim::builtin {
+
+class ThreadPool {
+ public:
+  // Of `threads` threads in all, the caller of `run` being one; 0: as many as there are processors.
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  // Calls task(data, i) for every i in [0, count) and returns when all are done. A second caller, and a task that calls
+  // this, do their work alone.
+  void run(Pool::Task task, std::size_t count, void* data);
+
+ private:
+  void publish(Pool::Task task, std::size_t count, void* data);
+  void work();
+  bool wait_for_work();
+
+  // The number of the job, how many pieces it has and which is next, in one word: who adds 1 to it owns the piece that
+  // it named before, if there was one, and until that piece is done the job's other fields stay.
+  std::atomic<uint64_t> word_{0};
+  std::atomic<Pool::Task> task_{nullptr};
+  std::atomic<void*> data_{nullptr};
+  alignas(64) std::atomic<std::size_t> done_{0};
+  std::mutex busy_;
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::atomic<int> asleep_{0};
+  std::atomic<bool> stop_{false};
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace edgeslim::builtin

@@ -1,0 +1,138 @@
+// Damaged ONNX files, read, made and run in process without ONNX Runtime: `fuzz_graph SEED COUNT [FIRST] [--seconds S]`.
+// Each execution takes a small valid graph and changes fields of it, bytes of it or bytes of its weights. Execution i
+// depends on SEED and i alone.
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+
+#include "builtin/program.h"
+#include "tests/small_graph.h"
+
+namespace {
+
+using namespace edgeslim;
+using namespace edgeslim::builtin;
+using tests::attribute;
+using tests::GraphSpec;
+using tests::Random;
+using tests::SmallGraph;
+
+int64_t odd_number(Random& random) {
+  const int64_t numbers[] = {0, 1, -1, 2, 3, 4, 8, 13, 16, 21, 24, 37, 63, 64, 255, 1 << 20, int64_t{1} << 31, int64_t{1} << 40, INT64_MAX, INT64_MIN};
+  return random.below(4) ? numbers[random.below(int64_t(sizeof numbers / sizeof *numbers))] : random.below(200) - 20;
+}
+
+template <class T>
+T& one_of(std::vector<T>& all, Random& random) {
+  return all[std::size_t(random.below(int64_t(all.size())))];
+}
+
+void change_field(GraphSpec& g, Random& random) {
+  const char* const names[] = {"", "ids", "mask", "x", "y", "one", "last", "logits", "head.values", "head.masks", "head.offsets", "weights"};
+  const std::string name = names[random.below(int64_t(sizeof names / sizeof *names))];
+  tests::TensorSpec& tensor = one_of(g.initializers, random);
+  tests::NodeSpec& node = one_of(g.nodes, random);
+  switch (random.below(12)) {
+    case 0: tensor.offset = odd_number(random); break;
+    case 1: tensor.length = odd_number(random); break;
+    case 2: tensor.element = int(random.below(20)); break;
+    case 3: tensor.shape.assign(std::size_t(random.below(5)), odd_number(random)); break;
+    case 4: tensor.location = name; break;
+    case 5: tensor.name = name; break;
+    case 6:
+      if (!node.inputs.empty()) one_of(node.inputs, random) = name;
+      break;
+    case 7: one_of(node.outputs, random) = name; break;
+    case 8: {
+      const char* const attributes[] = {"layout", "n", "k", "bits", "group", "pattern_n", "axis", "to", "keepdims", "start", "end", "x_start", "gate_start"};
+      node.attributes.push_back(attribute(attributes[random.below(int64_t(sizeof attributes / sizeof *attributes))], odd_number(random)));
+      break;
+    }
+    case 9: {
+      const char* const ops[] = {"Gather", "Cast", "Shape", "ReduceSum", "Sub", "Constant", "PackedLinear", "PackedGather", "CausalConv", "StateSpaceScan", "SelectiveScan", "GroupQueryAttention"};
+      const int64_t op = random.below(12);
+      node.op = ops[op];
+      node.domain = op < 6 ? "" : "edgeslim";
+      break;
+    }
+    case 10: std::swap(node, one_of(g.nodes, random)); break;
+    default: one_of(g.inputs, random).shape.assign(std::size_t(random.below(4)), odd_number(random));
+  }
+}
+
+void change_bytes(std::string& text, Random& random) {
+  for (int64_t changes = 1 + random.below(4); changes > 0 && !text.empty(); --changes) {
+    const auto at = std::size_t(random.below(int64_t(text.size())));
+    if (random.below(3)) text[at] = char(random.bits());
+    else if (random.below(2)) text.erase(at, std::size_t(random.below(9)));
+    else text.insert(at, std::string(std::size_t(random.below(9)), char(random.bits())));
+  }
+}
+
+const char* execute(Random& random, bool* accepted) {
+  SmallGraph small(random);
+  const int64_t kind = random.below(4);
+  if (kind != 1)
+    for (int64_t changes = random.below(4); changes > 0; --changes) change_field(small.graph, random);
+  if (kind == 2) change_bytes(small.data, random);
+  std::string text = small.graph.text();
+  if (kind == 1) change_bytes(text, random);
+  const std::vector<char> model(text.begin(), text.end()), weights(small.data.begin(), small.data.end());  // end where their memory does
+  Program program;
+  Fault wrong = program.file().read({reinterpret_cast<const uint8_t*>(model.data()), model.size()},
+                                    {{"weights", {reinterpret_cast<const uint8_t*>(weights.data()), weights.size()}}});
+  if (!wrong) wrong = program.make(1, true);
+  *accepted = !wrong;
+  if (wrong) return nullptr;
+  std::vector<int64_t> ids, mask(5, 1);
+  for (int i = 0; i < 3; ++i) ids.push_back(random.below(30));
+  Tensor id_tensor, mask_tensor;
+  id_tensor.element = mask_tensor.element = ort::kInt64;
+  id_tensor.shape = {1, 3};
+  mask_tensor.shape = {1, 5};
+  id_tensor.data = ids.data();
+  mask_tensor.data = mask.data();
+  std::vector<Program::Named> inputs, outputs;
+  for (const Port& port : program.inputs()) inputs.push_back({port.name.c_str(), port.name == "mask" ? &mask_tensor : &id_tensor});
+  for (const Port& port : program.outputs()) outputs.push_back({port.name.c_str(), nullptr});
+  const std::atomic<bool> terminate{false};
+  wrong = program.run(inputs, &outputs, terminate);
+  const char* finding = nullptr;
+  for (const Program::Named& output : outputs) {
+    if (!wrong && !output.tensor) finding = "an output is missing";
+    delete output.tensor;
+  }
+  return finding;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int64_t numbers[3] = {0, 0, 0};
+  double most = 1e9;
+  for (int i = 1, place = 0; i < argc; ++i) {
+    if (!std::strcmp(argv[i], "--seconds") && i + 1 < argc)
+      most = std::atof(argv[++i]);
+    else if (place < 3)
+      numbers[place++] = std::atoll(argv[i]);
+  }
+  if (numbers[1] <= 0) {
+    std::fprintf(stderr, "usage: fuzz_graph SEED COUNT [FIRST] [--seconds S]\n");
+    return 2;
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  const auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
+  int64_t done = 0, accepted = 0;
+  for (; done < numbers[1] && (done % 256 || seconds() < most); ++done) {
+    Random random(uint64_t(numbers[0]) * 0x100000001b3u + uint64_t(numbers[2] + done) + 1);
+    bool taken = false;
+    if (const char* finding = execute(random, &taken)) {
+      std::printf("finding: %s; repeat it by: fuzz_graph %lld 1 %lld\n", finding, (long long)numbers[0], (long long)(numbers[2] + done));
+      return 1;
+    }
+    accepted += taken;
+  }
+  std::printf("seed %lld: %lld executions in %.0f s, %lld accepted, no finding\n", (long long)numbers[0], (long long)done, seconds(), (long long)accepted);
+  return 0;
+}

@@ -1,0 +1,234 @@
+// What runs graphs without ONNX Runtime: the reader of ONNX files, the standard operators, the threads, and a small graph
+// beside sums in double precision.
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <thread>
+
+#include "builtin/program.h"
+#include "tests/small_graph.h"
+
+namespace {
+
+using namespace edgeslim;
+using namespace edgeslim::builtin;
+using tests::attribute;
+using tests::GraphSpec;
+using tests::Random;
+using tests::SmallGraph;
+
+int64_t passed = 0, failed = 0;
+
+void expect(bool holds, const std::string& what) {
+  ++(holds ? passed : failed);
+  if (!holds) std::printf("failed: %s\n", what.c_str());
+}
+
+Bytes bytes_of(const std::string& text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
+
+template <class T>
+Tensor tensor(int element, std::vector<int64_t> shape, std::vector<T>& data) {
+  Tensor t;
+  t.element = element;
+  t.shape = std::move(shape);
+  t.data = data.data();
+  return t;
+}
+
+// ---- threads
+
+void every_piece_is_done_once() {
+  for (const int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    std::vector<std::atomic<int>> done(2000);
+    bool once = true;
+    for (int job = 0; job < 3000; ++job) {
+      const std::size_t count = std::size_t(job % 37);
+      pool.run([](void* data, std::size_t i) { ++(*static_cast<std::vector<std::atomic<int>>*>(data))[i]; }, count, &done);
+      for (std::size_t i = 0; i < count; ++i) once = done[i].exchange(0) == 1 && once;
+      if (job % 500 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // the workers fall asleep
+    }
+    expect(once, "each piece of 3,000 jobs is done once, threads " + std::to_string(threads));
+  }
+}
+
+void callers_do_not_wait_for_each_other() {
+  ThreadPool pool(3);
+  std::atomic<int64_t> sum{0};
+  struct Job {
+    ThreadPool* pool;
+    std::atomic<int64_t>* sum;
+  } job = {&pool, &sum};
+  const auto nested = [](void* data, std::size_t) {
+    const Job* j = static_cast<Job*>(data);
+    j->pool->run([](void* inner, std::size_t i) { *static_cast<Job*>(inner)->sum += int64_t(i); }, 10, data);
+  };
+  const auto call = [&] {
+    for (int i = 0; i < 200; ++i) pool.run(nested, 7, &job);
+  };
+  std::thread other(call);
+  call();
+  other.join();
+  expect(sum == 2 * 200 * 7 * 45, "two callers whose pieces call again");
+}
+
+// ---- standard operators
+
+struct Made {
+  Tensor tensor;
+  std::vector<char> memory;
+};
+
+Fault apply(const char* op, std::vector<const Tensor*> inputs, std::map<std::string, int64_t> attributes, Made* made) {
+  Node node;
+  node.op = op;
+  for (const auto& [name, value] : attributes) {
+    node.attributes[name].integer = value;
+    node.attributes[name].has_integer = true;
+  }
+  const OutputMaker output = {made, [](void* owner, int element, const std::vector<int64_t>& shape, Fault* wrong) -> Tensor* {
+                                auto* to = static_cast<Made*>(owner);
+                                std::size_t size = 0;
+                                if (!count_bytes(element, shape, &size)) return *wrong = fault("too large"), nullptr;
+                                to->memory.resize(size + 1);
+                                to->tensor.element = element;
+                                to->tensor.shape = shape;
+                                to->tensor.data = to->memory.data();
+                                return &to->tensor;
+                              }};
+  return standard_op(op)(node, inputs, output);
+}
+
+std::vector<int64_t> integers(const Made& made) {
+  std::size_t count = 0;
+  count_elements(made.tensor.shape, &count);
+  std::vector<int64_t> all;
+  for (std::size_t i = 0; i < count; ++i)
+    all.push_back(made.tensor.element == ort::kInt64 ? made.tensor.as<const int64_t>()[i] : made.tensor.as<const int32_t>()[i]);
+  return all;
+}
+
+using Integers = std::vector<int64_t>;
+
+void standard_operators() {
+  Integers grid = {0, 1, 2, 3, 4, 5}, pick = {-1, 0}, one = {1}, three = {3}, minus = {-1}, huge = {int64_t{1} << 40};
+  const Tensor x = tensor(ort::kInt64, {2, 3}, grid), indices = tensor(ort::kInt64, {2}, pick), column = tensor(ort::kInt64, {1}, one);
+  const Tensor scalar = tensor(ort::kInt64, {}, three), last = tensor(ort::kInt64, {}, minus), wide = tensor(ort::kInt64, {1}, huge);
+  Made made;
+  expect(!apply("Gather", {&x, &indices}, {{"axis", 1}}, &made) && made.tensor.shape == Integers{2, 2} && integers(made) == Integers{2, 0, 5, 3},
+         "Gather along the last axis, from the end");
+  expect(!apply("Gather", {&x, &last}, {}, &made) && made.tensor.shape == Integers{3} && integers(made) == Integers{3, 4, 5},
+         "Gather by a scalar drops the axis");
+  expect(bool(apply("Gather", {&x, &scalar}, {{"axis", 1}}, &made)), "Gather beyond the end");
+  expect(bool(apply("Gather", {&x, &last}, {{"axis", 2}}, &made)), "Gather along an axis that is not there");
+  expect(!apply("ReduceSum", {&x, &column}, {{"keepdims", 1}}, &made) && made.tensor.shape == Integers{2, 1} && integers(made) == Integers{3, 12},
+         "ReduceSum keeps the dimension");
+  expect(!apply("ReduceSum", {&x, &column}, {{"keepdims", 0}}, &made) && made.tensor.shape == Integers{2}, "ReduceSum drops it");
+  expect(bool(apply("ReduceSum", {&x, &wide}, {}, &made)), "ReduceSum over an axis that is not there");
+  expect(!apply("Sub", {&x, &scalar}, {}, &made) && integers(made) == Integers{-3, -2, -1, 0, 1, 2}, "Sub of a scalar");
+  expect(!apply("Sub", {&scalar, &x}, {}, &made) && integers(made) == Integers{3, 2, 1, 0, -1, -2}, "Sub from a scalar");
+  expect(!apply("Sub", {&x, &x}, {}, &made) && integers(made) == Integers(6, 0), "Sub of equal shapes");
+  expect(bool(apply("Sub", {&x, &indices}, {}, &made)), "Sub of shapes that do not fit");
+  expect(!apply("Cast", {&x}, {{"to", 6}}, &made) && made.tensor.element == ort::kInt32 && integers(made) == grid, "Cast to 32 bits");
+  expect(bool(apply("Cast", {&x}, {{"to", 1}}, &made)), "Cast to what is not known");
+  expect(!apply("Shape", {&x}, {}, &made) && integers(made) == Integers{2, 3}, "Shape");
+  expect(!apply("Shape", {&x}, {{"start", -1}}, &made) && integers(made) == Integers{3}, "Shape from the last dimension on");
+  expect(!apply("Shape", {&x}, {{"start", 2}, {"end", -9}}, &made) && made.tensor.shape == Integers{0}, "Shape of nothing");
+  expect(bool(apply("Sub", {&x}, {}, &made)) && bool(apply("Cast", {}, {}, &made)), "inputs that are missing");
+}
+
+// ---- graphs
+
+std::string refusal(const std::string& model, std::map<std::string, Bytes> files, bool operators = true) {
+  Program program;
+  Fault wrong = program.file().read(bytes_of(model), std::move(files));
+  if (!wrong) wrong = program.make(1, operators);
+  return wrong.text;
+}
+
+void small_graph() {
+  Random random(7);
+  const SmallGraph small(random);
+  Program program;
+  const std::string model = small.graph.text();
+  Fault wrong = program.file().read(bytes_of(model), small.files());
+  if (!wrong) wrong = program.make(2, true);
+  expect(!wrong, std::string("a small graph loads: ") + wrong.text);
+  if (wrong) return;
+  for (const int64_t tokens : {1, 3, 9}) {
+    Integers ids, mask(std::size_t(tokens + 2), 1);
+    for (int64_t i = 0; i < tokens; ++i) ids.push_back(random.below(SmallGraph::kVocabulary));
+    Tensor id_tensor = tensor(ort::kInt64, {1, tokens}, ids), mask_tensor = tensor(ort::kInt64, {1, tokens + 2}, mask);
+    std::vector<Program::Named> outputs = {{"logits", nullptr}, {"lengths", nullptr}, {"total", nullptr}};
+    const std::atomic<bool> on{false};
+    wrong = program.run({{"ids", &id_tensor}, {"mask", &mask_tensor}}, &outputs, on);
+    expect(!wrong, std::string("a small graph runs: ") + wrong.text);
+    if (wrong) return;
+    double worst = 0;
+    for (int64_t n = 0; n < SmallGraph::kOutputs; ++n) {
+      double sum = 0;
+      for (int64_t k = 0; k < SmallGraph::kWidth; ++k)
+        sum += small.embedding.weights[std::size_t(ids.back() * SmallGraph::kWidth + k)] * small.head.weights[std::size_t(n * SmallGraph::kWidth + k)];
+      worst = std::max(worst, std::fabs(sum - double(outputs[0].tensor->as<float>()[n])));
+    }
+    expect(worst < 1e-5, "logits of the last position, off by " + std::to_string(worst));
+    expect(outputs[1].tensor->as<int32_t>()[0] == tokens + 1 && outputs[2].tensor->as<int64_t>()[0] == tokens + 2, "sums over the mask");
+    for (const Program::Named& output : outputs) delete output.tensor;
+    const std::atomic<bool> off{true};
+    std::vector<Program::Named> none;
+    expect(std::string(program.run({{"ids", &id_tensor}, {"mask", &mask_tensor}}, &none, off).text) == "stopped", "a run that is told to stop");
+    expect(bool(program.run({{"ids", &id_tensor}}, &none, on)), "a run without one of its inputs");
+    expect(bool(program.run({{"ids", &id_tensor}, {"mask", &id_tensor}, {"none", &id_tensor}}, &(none = {{"none", nullptr}}), on)),
+           "a run for an output that is not there");
+  }
+}
+
+void refusals() {
+  Random random(3);
+  const SmallGraph whole(random);
+  const auto refused = [&](const char* what, const char* with, auto change) {
+    SmallGraph small = whole;
+    change(small.graph);
+    const std::string said = refusal(small.graph.text(), small.files());
+    expect(said.find(with) != std::string::npos, std::string(what) + ": " + said);
+  };
+  expect(refusal(whole.graph.text(), whole.files()).empty(), "the graph as it is");
+  expect(refusal(whole.graph.text(), whole.files(), false).find("only ONNX Runtime") != std::string::npos, "operators that are not wanted");
+  refused("another operator", "only ONNX Runtime", [](GraphSpec& g) { g.nodes[2].op = "Softmax"; });
+  refused("another domain", "only ONNX Runtime", [](GraphSpec& g) { g.nodes[1].domain = "com.microsoft"; });
+  refused("an old operator set", "older than 13", [](GraphSpec& g) { g.opset = 12; });
+  refused("an input that nothing makes", "nothing makes", [](GraphSpec& g) { g.nodes[1].inputs[0] = "nobody"; });
+  refused("nodes in another order", "nothing makes", [](GraphSpec& g) { std::swap(g.nodes[0], g.nodes[1]); });
+  refused("an output made twice", "made twice", [](GraphSpec& g) { g.nodes[2].outputs[0] = "y"; });
+  refused("an output that nothing makes", "no operator makes", [](GraphSpec& g) { g.outputs[0].name = "ids"; });
+  refused("too many inputs", "number of inputs", [](GraphSpec& g) { g.nodes[5].inputs.push_back("ids"); });
+  refused("weights beyond the file", "beyond the end", [](GraphSpec& g) { g.initializers[0].offset = 1 << 30; });
+  refused("weights that wrap around", "no number", [](GraphSpec& g) { g.initializers[0].offset = -64; });
+  refused("weights of another length", "should have", [](GraphSpec& g) { g.initializers[0].length -= 4; });
+  refused("weights outside the folder", "outside", [](GraphSpec& g) { g.initializers[0].location = "../weights"; });
+  refused("weights in no file", "missing", [](GraphSpec& g) { g.initializers[0].location = "other"; });
+  refused("a shape that overflows", "damaged", [](GraphSpec& g) { g.initializers[0].shape = {int64_t{1} << 40, int64_t{1} << 40}; });
+  refused("a negative dimension", "damaged", [](GraphSpec& g) { g.initializers[0].shape = {-4}; });
+  refused("a type that is not known", "damaged", [](GraphSpec& g) { g.initializers[0].element = 11; });
+  refused("weights that do not fit the operator", "values", [](GraphSpec& g) { g.nodes[0].attributes[1] = attribute("n", int64_t{1} << 20); });
+  const std::string text = whole.graph.text();
+  bool all = true;
+  for (std::size_t size = 0; size < text.size(); ++size) {
+    const std::string cut = text.substr(0, size);
+    all = (size == 0 || !refusal(std::string(cut.begin(), cut.end()), whole.files()).empty()) && all;
+  }
+  expect(all, "a graph cut off anywhere");
+}
+
+}  // namespace
+
+int main() {
+  every_piece_is_done_once();
+  callers_do_not_wait_for_each_other();
+  standard_operators();
+  small_graph();
+  refusals();
+  std::printf("%lld passed, %lld failed\n", (long long)passed, (long long)failed);
+  return failed ? 1 : 0;
+}

@@ -1,0 +1,73 @@
+// A graph of every operator that runs without ONNX Runtime but for sequences' own: an embedding, a product, the last
+// position, and the small sums over a mask that attention wants. For tests of it and for what damages it.
+#pragma once
+
+#include <map>
+
+#include "builtin/protobuf.h"
+#include "tests/onnx_writer.h"
+#include "tests/packer.h"
+
+namespace edgeslim::tests {
+
+struct SmallGraph {
+  static constexpr int64_t kVocabulary = 21, kWidth = 24, kOutputs = 37;
+  GraphSpec graph;
+  std::string data;  // of the file "weights"
+  Matrix embedding, head;
+
+  explicit SmallGraph(Random& random)
+      : embedding(Packer({0, 32}, kVocabulary, kWidth, 1, random).pack()), head(Packer({1, 4, 8}, kOutputs, kWidth, 0.5, random).pack()) {
+    add("embedding", embedding);
+    add("head", head);
+    const int64_t last = -1, zero = 0, one = 1;
+    graph.initializers.push_back({"last", 7, {}, raw(&last, 8), "", 0, 0});
+    graph.initializers.push_back({"axis", 7, {1}, raw(&one, 8), "", 0, 0});
+    graph.nodes = {
+        {"edgeslim", "PackedGather", {"ids", "embedding.values"}, {"x"}, describe(embedding)},
+        {"edgeslim", "PackedLinear", {"x", "head.values", "head.scales", "head.masks", "head.offsets"}, {"y"}, describe(head)},
+        {"", "Gather", {"y", "last"}, {"logits"}, {attribute("axis", int64_t{1})}},
+        {"", "Constant", {}, {"one"}, {Proto().bytes(1, "value").bytes(5, TensorSpec{"", 7, {1}, raw(&one, 8), "", 0, 0}.text()).text()}},
+        {"", "ReduceSum", {"mask", "axis"}, {"count"}, {attribute("keepdims", int64_t{1})}},
+        {"", "Sub", {"count", "one"}, {"before"}, {}},
+        {"", "Cast", {"before"}, {"lengths"}, {attribute("to", int64_t{6})}},
+        {"", "Shape", {"mask"}, {"sizes"}, {attribute("start", int64_t{-1})}},
+        {"", "Gather", {"sizes", "first"}, {"total"}, {attribute("axis", int64_t{0})}},
+    };
+    graph.initializers.push_back({"first", 7, {}, raw(&zero, 8), "", 0, 0});
+    graph.inputs = {{"ids", 7, {-1, -1}}, {"mask", 7, {-1, -1}}};
+    graph.outputs = {{"logits", 1, {-1, kOutputs}}, {"lengths", 6, {-1, 1}}, {"total", 7, {}}};
+  }
+
+  static std::string raw(const void* from, std::size_t size) { return std::string(static_cast<const char*>(from), size); }
+
+  std::map<std::string, builtin::Bytes> files() const {
+    return {{"weights", {reinterpret_cast<const uint8_t*>(data.data()), data.size()}}};
+  }
+
+ private:
+  static std::vector<std::string> describe(const Matrix& m) {
+    const char* const layouts[] = {"dense", "bitmap", "nm"};
+    std::vector<std::string> all = {attribute("layout", std::string(layouts[m.form.layout])), attribute("n", m.n), attribute("k", m.k),
+                                    attribute("bits", int64_t{m.form.bits})};
+    if (m.form.group) all.push_back(attribute("group", int64_t{m.form.group}));
+    all.push_back(attribute("activations", std::string("float")));
+    return all;
+  }
+
+  void put(const std::string& name, int element, std::vector<int64_t> shape, const std::vector<uint8_t>& bytes) {
+    data.resize((data.size() + 63) / 64 * 64);
+    graph.initializers.push_back({name, element, std::move(shape), "", "weights", int64_t(data.size()), int64_t(bytes.size())});
+    data.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  }
+
+  void add(const std::string& name, const Matrix& m) {
+    const bool single = m.form.bits == 32;
+    put(name + ".values", single ? 1 : 2, {int64_t(m.values.size()) / (single ? 4 : 1)}, m.values);
+    if (!m.scales.empty()) put(name + ".scales", 1, {m.tiles, m.groups, 16}, m.scales);
+    if (!m.masks.empty()) put(name + ".masks", 2, {m.tiles, m.steps, 8}, m.masks);
+    if (!m.offsets.empty()) put(name + ".offsets", 7, {m.tiles + 1}, m.offsets);
+  }
+};
+
+}  // namespace edgeslim::tests
