@@ -131,10 +131,10 @@ def _find_onnxruntime(arch: str, android: bool, folder: Path | None) -> Path:
         if found is None:
             raise DeviceError("onnxruntime's library is not installed here; install edgeslim[cpu], or use --bench-dir")
         return found
-    return _fetched(arch)
+    return fetched_onnxruntime(arch)
 
 
-def _fetched(arch: str) -> Path:
+def fetched_onnxruntime(arch: str) -> Path:
     """Return the library of onnxruntime's wheel for `arch` Linux, of the version installed here, from the cache or by
     pip."""
     version = _installed_version()

@@ -20,7 +20,7 @@ from edgeslim.errors import DeviceError
 FOLDER = "/data/local/tmp/edgeslim"
 """The one place on a phone where the shell may both write and run programs."""
 
-_STATUS = re.compile(r"edgeslim-status=(\d+)\s*$")
+_STATUS = re.compile(r"edgeslim-status=(\d+)\n")  # stderr of the second shell may come behind it
 _STATES = {
     "unauthorized": "the phone has not allowed this computer; unlock it and accept its question about USB debugging",
     "authorizing": "the phone is still being asked whether it allows this computer; answer it and try again",
@@ -59,7 +59,7 @@ class AdbTransport:
         status = _STATUS.search(text)
         if status is None:
             raise DeviceError(self._lost(done))
-        return Output(status=int(status[1]), text=text[: status.start()])
+        return Output(status=int(status[1]), text=text[: status.start()] + text[status.end() :])
 
     def put(self, source: Path, target: str, on_bytes: OnBytes) -> None:
         """See `Transport`."""

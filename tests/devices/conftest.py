@@ -1,11 +1,15 @@
-"""What tests of devices share: a tiny bundle, the program and library that travel, and machines behind ssh."""
+"""What tests of devices share: a tiny bundle, the program and library that travel, machines behind ssh, phones."""
 
+import os
 import shutil
+import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from phone import Phone
 from ssh_server import SshServer, need_sshd
 
 from edgeslim.devices.kit import Kit, find_kit
@@ -76,3 +80,37 @@ def boards(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 def board(boards: Board) -> SshServer:
     """A machine behind ssh with nothing but the programs that a device has to have."""
     return boards()
+
+
+@pytest.fixture(scope="session")
+def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of an adb server of the tests' own: its port, its keys, no emulators, no USB."""
+    adb = shutil.which("adb")
+    if adb is None:
+        pytest.skip("no adb: the Debian package adb has it")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    home = str(tmp_path_factory.mktemp("adb"))
+    environment = {"ANDROID_ADB_SERVER_PORT": port, "HOME": home, "ADB_LOCAL_TRANSPORT_MAX_PORT": "5553"}
+    yield environment
+    subprocess.run([adb, "kill-server"], env={**os.environ, **environment}, capture_output=True)
+
+
+@pytest.fixture
+def phones(
+    adb_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Phone]]:
+    """Makes phones that listen on loopback; adb has not been told of them."""
+    for name, value in adb_server.items():
+        monkeypatch.setenv(name, value)
+    made: list[Phone] = []
+
+    def make(**options: Any) -> Phone:
+        made.append(Phone(tmp_path_factory.mktemp("phone") / "device", **options))
+        return made[-1]
+
+    yield make
+    for phone in made:
+        phone.stop()
+    subprocess.run(["adb", "disconnect"], capture_output=True)
