@@ -75,13 +75,14 @@ class MicroRuns:
     def product(self, form: str, density: float, *, tokens: int, k: int, n: int, megabytes: float) -> Timing:
         """Time products of ours, K to N and back in turn, in `form` at `density`; the work is in weights and tokens.
 
-        `megabytes` is what all matrices would take in dense int8.
+        `megabytes` is what all matrices take together.
         """
-        nodes = max(2, round(megabytes * 1e6 / (k * n) / 2) * 2)
         graph = GraphWriter()
         graph.input("x", "float32", [1, tokens, k])
         norm = graph.constant("norm", np.ones(k, np.float32))
         packed = [_packed(form, density, *shape) for shape in ((n, k), (k, n))]
+        pair = sum(array.nbytes for _, tensors in packed for array in tensors.values())
+        nodes = 2 * max(1, round(megabytes * 1e6 / pair))
         value = "x"
         for number in range(nodes):
             (attributes, names), up = packed[number % 2], number % 2 == 0
@@ -95,7 +96,8 @@ class MicroRuns:
 
     def stock_product(self, form: str, *, tokens: int, k: int, n: int, megabytes: float) -> Timing:
         """Time onnxruntime's own products: MatMul in fp32, MatMulNBits in int8 and int4, blocks of 128."""
-        nodes = max(2, round(megabytes * 1e6 / (k * n) / 2) * 2)
+        size = {"stock_fp32": 4.0, "stock_int8": 1.0, "stock_int4": 0.5}[form] * k * n
+        nodes = 2 * max(1, round(megabytes * 1e6 / (2 * size)))
         graph = GraphWriter()
         graph.input("x", "float32", [1, tokens, k])
         value = "x"

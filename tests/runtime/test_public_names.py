@@ -2,11 +2,14 @@
 
 import pytest
 
+import edgeslim.devices
 import edgeslim.evaluate
 import edgeslim.runtime
 
 
-@pytest.mark.parametrize("package", [edgeslim.runtime, edgeslim.evaluate], ids=["runtime", "evaluate"])
+@pytest.mark.parametrize(
+    "package", [edgeslim.runtime, edgeslim.evaluate, edgeslim.devices], ids=["runtime", "evaluate", "devices"]
+)
 def test_every_public_name_can_be_had(package):
     assert package.__all__ == sorted(package.__all__)
     for name in package.__all__:
