@@ -6,7 +6,7 @@ a JSON line a bundle, then a Markdown table. The estimate is made from the probe
 shape is left out: the run ends where a bundle has a matrix of a size that the probe timed.
 
     python tests/bench/bench_estimate.py prepare
-    python tests/bench/bench_estimate.py run [--rounds 3] [--passes 3] [-o FILE]
+    python tests/bench/bench_estimate.py run [--rounds 3] [--passes 3] [--others 0.2] [-o FILE]
 """
 
 import argparse
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--passes", type=int, default=3, help="passes of each of the two probes")
     parser.add_argument("--engine", default="auto")
+    parser.add_argument("--others", type=float, default=0.2, help="cores of other programs above which to try again")
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     if args.verb == "prepare":
@@ -78,13 +79,13 @@ def run(args: argparse.Namespace) -> None:
     bundles = {(s, f): _bundle(args.work, s, f) for s in args.shapes for f in FORMS}
     for bundle in bundles.values():
         refuse_known_sizes(bundle)
-    first = _probe(args.passes)
+    first = _probe(args)
     profiles: dict[tuple[str, str], list[Profile]] = {case: [] for case in bundles}
     for number in range(args.rounds):
         for case, bundle in bundles.items():
-            profiles[case].append(_undisturbed(bundle, args.engine))
+            profiles[case].append(_undisturbed(bundle, args))
             print(f"round {number + 1} {case}: {profiles[case][-1].decode_tok_s_p50:.1f} tok/s", file=sys.stderr)
-    second = _probe(args.passes)
+    second = _probe(args)
     rows = []
     for case, bundle in bundles.items():
         estimates = [estimate_bundle(bundle, device, engine=args.engine) for device in (first, second)]
@@ -98,11 +99,11 @@ def run(args: argparse.Namespace) -> None:
         args.output.write_text(json.dumps({"rows": rows, "device": first.to_json()}, indent=1), encoding="utf-8")
 
 
-def _undisturbed(bundle: Path, engine: str) -> Profile:
-    """Return a profile of `bundle`, made again up to twice where other programs took more than a tenth of a core."""
+def _undisturbed(bundle: Path, args: argparse.Namespace) -> Profile:
+    """Return a profile of `bundle`, made again up to twice where other programs took more than the limit."""
     for _ in range(3):
-        profile = profile_bundle(bundle, engine=engine, repeats=3)
-        if (profile.others_cores or 0) <= 0.1:
+        profile = profile_bundle(bundle, engine=args.engine, repeats=3)
+        if (profile.others_cores or 0) <= args.others:
             break
     return profile
 
@@ -115,11 +116,12 @@ def refuse_known_sizes(bundle: Path) -> None:
         raise SystemExit(f"{bundle}: the probe times matrices of its sizes {sizes & timed}: the shape is not left out")
 
 
-def _probe(passes: int) -> Device:
+def _probe(args: argparse.Namespace) -> Device:
     """Return the probe of this machine as its file holds it."""
+    device = probe_machine(name="here", passes=args.passes, others_limit=args.others)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "here.toml"
-        file.write_text(to_toml(probe_machine(name="here", passes=passes).to_json()), encoding="utf-8")
+        file.write_text(to_toml(device.to_json()), encoding="utf-8")
         return load_device(str(file))
 
 
@@ -140,6 +142,7 @@ def _row(shape: str, form: str, estimates: list[Estimate], profiles: list[Profil
         "band": asdict(first.decode_tok_s),
         "measured_decode": round(middle["decode_tok_s_p50"], 1),
         "rounds": [round(value, 1) for value in decode],
+        "measured_ms_p50": [round(p.decode_ms_p50, 3) for p in profiles],
         "decode_ratio": round(mean / middle["decode_tok_s_p50"], 3),
         "estimated_prefill": round(first.prefill_tok_s.value),
         "measured_prefill": round(middle["prefill_tok_s_p50"]),
