@@ -11,7 +11,17 @@ from edgeslim.runtime.library import KernelLibrary, kernel_library
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "runtime" / "native"
-PROGRAMS = ("kernels_test", "sequences_test", "engine_test", "fuzz", "fuzz_bundle", "edgeslim-bench")
+PROGRAMS = (
+    "kernels_test",
+    "sequences_test",
+    "engine_test",
+    "fuzz",
+    "fuzz_bundle",
+    "fuzz_load",
+    "soak",
+    "tokens",
+    "edgeslim-bench",
+)
 
 
 @pytest.fixture(scope="session")

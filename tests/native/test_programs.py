@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -83,6 +84,53 @@ def test_the_runtime_holds_under_sanitizers_and_leaks_nothing(
     assert failed == 0
     tokens = re.findall(r"^tokens (.*)$", printed, re.MULTILINE)[0].split()
     assert list(map(int, tokens)) == list(generate(session, [5, 60, 7, 200, 11, 9], 24))
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The bundled models as packed int8."""
+    from edgeslim.exporters.bundle import export_checkpoint
+
+    bundles = [tmp_path_factory.mktemp(family) for family in ("llama", "mamba2")]
+    for bundle in bundles:
+        name = bundle.name.removesuffix("0")
+        export_checkpoint(MODELS / f"tiny-{name}", bundle, weights="int8", lowering="kernel")
+    return bundles
+
+
+@pytest.mark.slow
+def test_sessions_by_the_hundred_keep_memory_flat_and_leak_nothing(
+    sanitized: Path, onnxruntime: Path, packed: list[Path]
+) -> None:
+    printed = _run(sanitized / "soak", onnxruntime, "3000", "400", *packed)
+
+    counts = re.findall(
+        r"^(\d+) tokens, 400 sessions, 16 models .* (\d+) restored, (\d+) stopped", printed, re.MULTILINE
+    )
+    assert [int(number) for number in counts[0]] == [3000, 50, 50]
+
+
+@pytest.mark.slow
+def test_damaged_bundles_are_refused_or_crash_in_onnxruntime_alone(
+    sanitized: Path, onnxruntime: Path, packed: list[Path]
+) -> None:
+    printed = _run(sanitized / "fuzz_load", onnxruntime, str(os.getpid()), "300", *packed)
+
+    refused, loaded, findings = map(int, re.findall(r"(\d+) refused, (\d+) loaded .* (\d+) findings", printed)[0])
+    assert findings == 0
+    assert 0 < loaded < refused
+
+
+@pytest.mark.slow
+def test_tokens_are_those_of_transformers_dense_packed_and_reduced(
+    sanitized: Path, onnxruntime: Path, tmp_path: Path
+) -> None:
+    script = ROOT / "tests" / "interop" / "native_tokens.py"
+    _run(sys.executable, script, tmp_path / "tokens")
+
+    printed = _run(sys.executable, script, tmp_path / "tokens", "--ort", onnxruntime, "--run", sanitized / "tokens")
+
+    assert re.findall(r": (\d+) of (\d+) texts", printed) == [("4", "4")] * 10
 
 
 def test_the_bench_program_prints_the_keys_of_a_profile(sanitized: Path, onnxruntime: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_a_bundle_loads_and_says_what_it_is(java, exported):
     assert (said["position"], said["threads"], said["packed"]) == ("6", "1", "false")
     assert int(said["room"]) == (session.context_length or 0)
     assert said["likeliest"] == said["drawn"] == words(first)
-    assert said["onnxruntime"].startswith("1.")
+    assert said["onnxruntime"] in ("", version("onnxruntime"))  # "": it ran without
 
 
 def test_tokens_stream_one_by_one_and_are_those_of_python(java, exported):

@@ -277,6 +277,37 @@ def test_hostile_configurations_are_refused(bundle_copy, file, text, message):
         NativeSession(bundle_copy)
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "config.json", "edgeslim.json"])
+def test_links_that_leave_the_bundle_are_refused_and_links_inside_are_not(bundle_copy, name):
+    (bundle_copy / name).rename(bundle_copy / "there.bin")
+    (bundle_copy / name).symlink_to("there.bin")
+    NativeSession(bundle_copy).close()
+    (bundle_copy / "there.bin").rename(bundle_copy.parent / "there.bin")
+    for target in ("../there.bin", bundle_copy.parent / "there.bin", "nowhere"):
+        (bundle_copy / name).unlink()
+        (bundle_copy / name).symlink_to(target)
+        with pytest.raises(BundleError, match="is a link that leaves the bundle"):
+            NativeSession(bundle_copy)
+
+
+@pytest.mark.parametrize("location", ["../weights", "{outside}", "a/../../weights", "../bundle/../weights"])
+def test_weights_outside_of_the_bundle_are_refused(bundle_copy, location):
+    import onnx
+
+    weights = bundle_copy.parent / "weights"
+    weights.write_bytes((bundle_copy / "model.onnx.data").read_bytes())
+    (bundle_copy / "a").mkdir()
+    model = onnx.load(bundle_copy / "model.onnx", load_external_data=False)
+    entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"]
+    assert entries
+    for entry in entries:
+        entry.value = location.format(outside=weights)
+    (bundle_copy / "model.onnx").write_bytes(model.SerializeToString())
+    (bundle_copy / "edgeslim.json").unlink()
+    with pytest.raises(BundleError, match="escapes|Absolute path"):
+        NativeSession(bundle_copy)
+
+
 def test_a_shortened_weight_file_is_refused_before_it_is_mapped(bundle_copy):
     weights = bundle_copy / "model.onnx.data"
     weights.write_bytes(weights.read_bytes()[:-4096])

@@ -133,6 +133,15 @@ Status check_sizes(const Json& manifest, const Bundle& bundle) {
   return {};
 }
 
+// A link is a path too: what is read must lie inside, wherever ONNX Runtime's version looks.
+Status check_links(const Bundle& bundle) {
+  for (const std::string& name : names_in(bundle.folder))
+    if ((ends_with(name, ".json") || ends_with(name, ".onnx") || ends_with(name, ".data")) &&
+        link_leaves(bundle.folder, bundle.folder + "/" + name))
+      return failure(EDGESLIM_BAD_BUNDLE, "%s: %.120s is a link that leaves the bundle", bundle.folder.c_str(), name.c_str());
+  return {};
+}
+
 }  // namespace
 
 bool stays_inside(std::string_view path) {
@@ -185,6 +194,7 @@ Status read_bundle(const BundleFiles& files, Bundle* bundle) {
 Status open_bundle(const std::string& folder, Bundle* bundle) {
   bundle->folder = folder;
   if (!is_folder(folder)) return failure(EDGESLIM_BAD_BUNDLE, "%s: no such bundle folder", folder.c_str());
+  if (Status s = check_links(*bundle); s.failed()) return s;
   BundleFiles files;
   const std::pair<const char*, Json*> names[] = {{"edgeslim.json", &files.manifest},
                                                  {"genai_config.json", &files.genai},

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 
@@ -36,6 +37,21 @@ bool is_folder(const std::string& path) {
   struct stat found;
   return stat(path.c_str(), &found) == 0 && S_ISDIR(found.st_mode);
 }
+
+#if defined(_WIN32)
+bool link_leaves(const std::string&, const std::string&) { return false; }
+#else
+bool link_leaves(const std::string& folder, const std::string& path) {
+  struct Free {
+    void operator()(char* text) const { std::free(text); }
+  };
+  using Resolved = std::unique_ptr<char, Free>;
+  struct stat found;
+  if (lstat(path.c_str(), &found) != 0 || !S_ISLNK(found.st_mode)) return false;
+  const Resolved root(realpath(folder.c_str(), nullptr)), target(realpath(path.c_str(), nullptr));
+  return !root || !target || std::string(target.get()).rfind(std::string(root.get()) + "/", 0) != 0;
+}
+#endif
 
 std::vector<std::string> names_in(const std::string& folder) {
   std::vector<std::string> names;

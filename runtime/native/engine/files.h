@@ -11,6 +11,8 @@ namespace edgeslim {
 // Bytes of the file at `path`, -1 where there is none.
 int64_t file_bytes(const std::string& path);
 bool is_folder(const std::string& path);
+// Whether `path` names a link to something outside of `folder`, or to nothing. Windows' links are not looked at.
+bool link_leaves(const std::string& folder, const std::string& path);
 // Names in a folder, sorted.
 std::vector<std::string> names_in(const std::string& folder);
 // Bytes of all files below a folder. Links to folders are not followed.

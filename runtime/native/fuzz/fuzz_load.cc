@@ -90,11 +90,12 @@ int refused(const edgeslim_error& error) {
   return error.message[0] && error.code != EDGESLIM_INTERNAL ? kRefused : kSilent;
 }
 
-int load_and_write(const char* runtime, const std::string& folder) {
+int load_and_write(const char* runtime, const std::string& folder, uint32_t flags) {
   edgeslim_model_options options = {};
   options.size = sizeof options;
   options.threads = 1;
   options.onnxruntime = runtime;
+  options.flags = flags;
   edgeslim_model* model = nullptr;
   edgeslim_session* session = nullptr;
   edgeslim_error error;
@@ -113,7 +114,7 @@ int load_and_write(const char* runtime, const std::string& folder) {
   return code ? refused(error) : kLoaded;
 }
 
-[[noreturn]] void child(const char* runtime, const std::string& folder, const std::string& log) {
+[[noreturn]] void child(const char* runtime, const std::string& folder, const std::string& log, uint32_t flags) {
   if (!freopen(log.c_str(), "w", stderr) || !freopen("/dev/null", "w", stdout)) _exit(2);
   alarm(kSeconds);
 #if !defined(__SANITIZE_ADDRESS__)
@@ -127,7 +128,7 @@ int load_and_write(const char* runtime, const std::string& folder) {
   action.sa_flags = SA_ONSTACK;
   for (const int signal : {SIGSEGV, SIGBUS, SIGABRT, SIGILL, SIGFPE}) sigaction(signal, &action, nullptr);
 #endif
-  _exit(load_and_write(runtime, folder));
+  _exit(load_and_write(runtime, folder, flags));
 }
 
 // ---- in the parent
@@ -185,7 +186,7 @@ class Campaign {
     }
     // ONNX Runtime is loaded once, here, and no thread runs when children are made.
     for (std::size_t b = 0; b < bundles_.size(); ++b)
-      if (load_and_write(runtime_, root_ + "/" + std::to_string(b)) != kLoaded) {
+      if (load_and_write(runtime_, root_ + "/" + std::to_string(b), EDGESLIM_WITH_ONNXRUNTIME) != kLoaded) {
         std::fprintf(stderr, "%s does not load undamaged\n", bundles_[b].name.c_str());
         std::exit(2);
       }
@@ -206,11 +207,13 @@ class Campaign {
   void execute(int64_t i) {
     Random random(seed_ * 0x100000001b3u + uint64_t(i) + 1);
     const std::size_t b = std::size_t(random.below(int64_t(bundles_.size())));
+    // Half of them go to ONNX Runtime alone, the others to what is built in and then, where that refuses, there too.
+    const uint32_t flags = random.below(2) ? uint32_t(EDGESLIM_WITH_ONNXRUNTIME) : 0;
     const std::string how = make_case(b, random);
     std::fflush(nullptr);
     const pid_t pid = fork();
     if (pid < 0) stop("fork");
-    if (pid == 0) child(runtime_, root_ + "/case", root_ + "/log");
+    if (pid == 0) child(runtime_, root_ + "/case", root_ + "/log", flags);
     int state = 0;
     while (waitpid(pid, &state, 0) < 0) {
     }

@@ -91,6 +91,7 @@ class Soak {
     edgeslim_model_options options = {};
     options.size = sizeof options;
     options.threads = 1 + int32_t(counts_.models % 2);
+    options.flags = counts_.models / int64_t(bundles_.size()) % 2 ? uint32_t(EDGESLIM_WITH_ONNXRUNTIME) : 0;
     options.onnxruntime = runtime_;
     options.graph = "edgeslim.json";
     edgeslim_error error;

@@ -1,5 +1,5 @@
-// `tokens BUNDLE ORT COUNT [GRAPH]`: reads prompts, a line of token ids each, and prints the COUNT likeliest tokens that
-// follow, a line each. For comparing machines, and engines, with one another.
+// `tokens BUNDLE ORT COUNT [GRAPH [FLAGS]]`: reads prompts, a line of token ids each, and prints the COUNT likeliest tokens
+// that follow, a line each. FLAGS are those of edgeslim_model_options. For comparing machines and engines with one another.
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
@@ -37,12 +37,13 @@ int write(edgeslim_session* session, const std::vector<int32_t>& prompt, int64_t
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 4) return std::fprintf(stderr, "usage: tokens BUNDLE ORT COUNT [GRAPH] < PROMPTS\n"), 2;
+  if (argc < 4) return std::fprintf(stderr, "usage: tokens BUNDLE ORT COUNT [GRAPH [FLAGS]] < PROMPTS\n"), 2;
   edgeslim_model_options options = {};
   options.size = sizeof options;
   options.threads = 1;
   options.onnxruntime = argv[2];
   options.graph = argc > 4 ? argv[4] : nullptr;
+  options.flags = argc > 5 ? uint32_t(std::atoi(argv[5])) : 0;
   edgeslim_model* model = nullptr;
   edgeslim_session* session = nullptr;
   edgeslim_error error;

@@ -112,7 +112,7 @@ public final class Model implements AutoCloseable {
     return endTokens.clone();
   }
 
-  /** The version of ONNX Runtime that it runs on. */
+  /** The version of ONNX Runtime that it runs on; "" where it runs without. */
   public String onnxRuntimeVersion() {
     return texts[0];
   }

@@ -7,6 +7,8 @@ public final class ModelOptions {
 
   private static final int FUNCTION_BODIES = 1;
   private static final int FOREIGN_LIBRARIES = 2;
+  private static final int WITH_ONNXRUNTIME = 4;
+  private static final int WITHOUT_ONNXRUNTIME = 8;
 
   final int flags;
   final int threads;
@@ -46,5 +48,15 @@ public final class ModelOptions {
   /** Loads operator libraries that the bundle names: runs their code. */
   public ModelOptions withForeignLibraries() {
     return new ModelOptions(flags | FOREIGN_LIBRARIES, threads, onnxruntime, graph);
+  }
+
+  /** Runs on ONNX Runtime also what could run without it. */
+  public ModelOptions withOnnxRuntimeAlways() {
+    return new ModelOptions((flags | WITH_ONNXRUNTIME) & ~WITHOUT_ONNXRUNTIME, threads, onnxruntime, graph);
+  }
+
+  /** Never loads ONNX Runtime; a bundle that needs it is then refused. */
+  public ModelOptions withoutOnnxRuntime() {
+    return new ModelOptions((flags | WITHOUT_ONNXRUNTIME) & ~WITH_ONNXRUNTIME, threads, onnxruntime, graph);
   }
 }
