@@ -38,14 +38,16 @@ PATTERNS = (
     "/sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count",
     "/sys/firmware/acpi/platform_profile",
     "/var/lib/nvpmodel/status",
+    "/etc/nvpmodel.conf",
     raspberry_pi.PATH,
 )
-"""Patterns of the shell for every file that `find_sensors` may ask for; each holds one line."""
+"""Patterns of the shell for every file that `find_sensors` may ask for."""
 
 _READ = """
 for file in {patterns}; do
-  line=; IFS= read -r line < "$file"
-  [ -n "$line" ] && printf '%s\\t%s\\n' "$file" "$line"
+  line=; while IFS= read -r line || [ -n "$line" ]; do
+    printf '%s\\t%s\\n' "$file" "$line"; line=
+  done < "$file"
 done 2>/dev/null
 exit 0
 """
@@ -53,9 +55,9 @@ exit 0
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The first line of each file, by path."""
+    """The text of each file, by path."""
 
-    lines: dict[str, str]
+    texts: dict[str, str]
 
     @classmethod
     def take(cls, transport: Transport, root: str = "") -> Self:
@@ -64,14 +66,19 @@ class Snapshot:
         Raises: DeviceError where the device does not answer.
         """
         done = transport.run(script(_READ.format(patterns=" ".join(f'"$1"{pattern}' for pattern in PATTERNS)), root))
-        rows = (line.partition("\t") for line in done.text.splitlines() if "\t" in line)
-        return cls({path.removeprefix(root): text for path, _, text in rows})
+        texts: dict[str, str] = {}
+        for line in done.text.splitlines():
+            path, tab, text = line.partition("\t")
+            if tab:
+                texts.setdefault(path.removeprefix(root), "")
+                texts[path.removeprefix(root)] += text + "\n"
+        return cls(texts)
 
     def names(self, folder: str) -> Iterable[str]:
         """Return the names in `folder`, as far as files below it were read."""
-        inside = (path.removeprefix(f"{folder}/") for path in self.lines if path.startswith(f"{folder}/"))
+        inside = (path.removeprefix(f"{folder}/") for path in self.texts if path.startswith(f"{folder}/"))
         return dict.fromkeys(path.partition("/")[0] for path in inside)
 
     def text(self, path: str) -> str | None:
         """Return what the file at `path` holds, None where it could not be read."""
-        return self.lines.get(path)
+        return self.texts.get(path)
