@@ -25,6 +25,7 @@ from edgeslim.exporters.passes.gather_linears import GatherLinears, channels, fi
 from edgeslim.exporters.passes.half_products import HalfProducts
 from edgeslim.exporters.passes.half_weights import HalfWeights
 from edgeslim.exporters.passes.join_linears import JoinLinears
+from edgeslim.exporters.passes.loop_tokens import LoopTokens
 from edgeslim.exporters.passes.packed_linears import PackedLinears
 from edgeslim.exporters.passes.quantize_linears import QuantizeLinears, stock_form
 from edgeslim.exporters.passes.read_columns import ReadColumns
@@ -84,6 +85,7 @@ def lower(model: ir.Model, plan: Plan, scratch: Path, progress: Progress = lambd
 
 
 def _lower_to_stock(model: ir.Model, plan: Plan, measured: Mapping[str, Linear]) -> Lowered:
+    run_passes(model, [LoopTokens()])
     if plan.is_integer:
         run_passes(model, [QuantizeLinears(plan.plain_bits, given=plan.given_stock)])
         return Lowered(layers=layer_bytes(model.graph, measured, stock_form), lowering="dense")
@@ -102,7 +104,7 @@ def _lower_to_gather(model: ir.Model, plan: Plan, measured: Mapping[str, Linear]
             "lowering gather needs matrices whose blocks of outputs share their inputs, found none; "
             "prune with --pattern block:ROWS (such as block:256), or export with --lowering dense"
         )
-    run_passes(model, [GatherLinears(patterns), *([HalfWeights()] if plan.bits == 16 else [])])
+    run_passes(model, [LoopTokens(), GatherLinears(patterns), *([HalfWeights()] if plan.bits == 16 else [])])
     gathered = [_gathered_layer(measured[node], pattern, plan) for node, pattern in patterns.items()]
     return Lowered(layers=(*gathered, *layer_bytes(model.graph, measured, plan.weights)), lowering="gather")
 

@@ -7,8 +7,8 @@ Before, with a head for each of I channels and b, c repeated for each of them::
     s, state = com.microsoft::LinearAttention(query, key, Mul(dt, x), past, decay)
     y = Add(s, Mul(x, D))
 
-After: ``y, state = edgeslim::SelectiveScan(x, raw, dt_bias, A_log, D, b, c, past)``, whose function body is the nodes
-before. Parts of a Split are read in place; a bias that a product adds already is zero; where nothing but
+After: ``y, state = edgeslim::SelectiveScan(x, raw, dt_bias, A_log, D, b, c, past)``, whose function body is a loop over
+tokens. Parts of a Split are read in place; a bias that a product adds already is zero; where nothing but
 ``Mul(y, Mul(z, Sigmoid(z)))`` reads y, the operator is given the gate z too.
 
 Letters: I channels, N size of the state.
@@ -161,7 +161,7 @@ def _replace(model: ir.Model, m: _Matched) -> None:
     if m.operands["dt_bias"] is None:
         m.operands["dt_bias"] = _zeros(model.graph, m.channels)
     inputs: list[ir.Value | None] = []
-    attributes = {"num_channels": m.channels}
+    attributes: dict[str, int] = {}
     for name in SELECTIVE_SCAN_INPUTS[: None if gated else -1]:
         source = m.operands[name]
         assert source is not None

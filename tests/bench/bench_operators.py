@@ -1,10 +1,10 @@
 """Where a token's time goes in a bundle, operator by operator, on plain onnxruntime; a JSON line an operator.
 
-    python tests/bench/bench_operators.py BUNDLE [--prompt-tokens 128] [--new-tokens 32] [--threads 2]
+    python tests/bench/bench_operators.py BUNDLE [--prompt-tokens 128] [--new-tokens 32] [--threads 2] [--prompts]
 
 `us_per_token` is the mean over decoded tokens of the time between begin and end of all nodes of that kind, `bytes` what
 their constants take, `gb_per_s` the one over the other. The last line is the whole step as the caller sees it: what it
-has above the sum is the engine's.
+has above the sum is the engine's. With `--prompts` the steps are whole prompts instead: `--new-tokens` of them.
 """
 
 import argparse
@@ -31,14 +31,16 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompts", action="store_true", help="measure prompts, not single tokens")
     args = parser.parse_args()
     sizes = constant_bytes(args.bundle / GRAPH)
     with tempfile.TemporaryDirectory() as folder:
         steps, events = run(args, Path(folder))
     spent: dict[str, float] = defaultdict(float)
     nodes: dict[str, set[str]] = defaultdict(set)
+    tokens = len(steps) * (args.prompt_tokens if args.prompts else 1)
     for event in events:
-        spent[event["args"]["op_name"]] += event["dur"] / len(steps)
+        spent[event["args"]["op_name"]] += event["dur"] / tokens
         nodes[event["args"]["op_name"]].add(event["name"].removesuffix("_kernel_time"))
     for kind, microseconds in sorted(spent.items(), key=lambda item: -item[1]):
         size = sum(sizes.get(name, 0) for name in nodes[kind])
@@ -57,8 +59,10 @@ def run(args: argparse.Namespace, folder: Path) -> tuple[list[float], list[dict[
         token = int(session.feed(np.array([[token]])).argmax())
     steps = []
     for _ in range(args.new_tokens):
+        if args.prompts:
+            session.reset()
         begin = time.perf_counter()
-        token = int(session.feed(np.array([[token]])).argmax())
+        token = int(session.feed(prompt if args.prompts else np.array([[token]])).argmax())
         steps.append(time.perf_counter() - begin)
     events = json.loads(session.end_profiling().read_text())
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
 from families import save_tiny
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+from recurrences import BOTH, F64, ISAS, Arrays, close, first, kinds, model_of, needs_library, session, weights_of
 
 from edgeslim.exporters.bundle import export_checkpoint
 from edgeslim.exporters.functions import CONV, SCAN, conv_function, scan_function
@@ -25,19 +24,6 @@ from edgeslim.exporters.passes import run_passes
 from edgeslim.exporters.passes.fuse_causal_conv import FuseCausalConv
 from edgeslim.exporters.passes.fuse_state_space import FuseStateSpace
 from edgeslim.exporters.plan import make_plan
-from edgeslim.runtime.library import find_library
-
-LIBRARY = find_library()
-needs_library = pytest.mark.skipif(
-    LIBRARY is None, reason="no kernel library: edgeslim was installed without a compiler"
-)
-TOLERANCE = 5e-6
-"""Relative to the largest output: float32 sums in another order, and e^x to 2e-7."""
-ISAS = ("scalar", "avx2", "avx512-vnni", "neon-dot")
-"""Of every architecture: a library takes its best variant where it has none of the name asked for."""
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-Arrays = dict[str, F32]
 
 CONV_SIZES = {"channels": 37, "taps": 4, "x_start": 5, "width": 50}
 SCAN_SIZES = {"num_heads": 4, "head_size": 24, "state_size": 19, "groups": 2, "dt_start": 3}
@@ -81,24 +67,6 @@ def scan_model(num_heads: int, head_size: int, state_size: int, groups: int, dt_
     return model_of(node, inputs, outputs, weights, ir.to_proto(scan_function()))
 
 
-def model_of(
-    node: Any, inputs: dict[str, int], outputs: dict[str, int], weights: dict[str, F64], function: Any
-) -> bytes:
-    values = [
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, [f"{name}{i}" for i in range(rank)])
-            for name, rank in v
-        ]
-        for v in (inputs.items(), outputs.items())
-    ]
-    constants = [numpy_helper.from_array(a.astype(np.float32), name) for name, a in weights.items()]
-    graph = helper.make_graph([node], "test", *values, constants)
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("edgeslim", 1), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=11)
-    content: bytes = model.SerializeToString()
-    return content
-
-
 def conv_inputs(batch: int, tokens: int, channels: int, taps: int, x_start: int, width: int) -> Arrays:
     rng = np.random.default_rng(tokens)
     shapes = {"x": (batch, tokens, width), "past": (batch, channels, taps - 1)}
@@ -115,11 +83,6 @@ def scan_inputs(
         "past": (batch, num_heads, state_size, head_size),
     }
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-
-
-def weights_of(model: bytes) -> dict[str, F64]:
-    tensors = onnx.load_from_string(model).graph.initializer
-    return {t.name: numpy_helper.to_array(t).astype(np.float64) for t in tensors}
 
 
 def conv_reference(model: bytes, feed: Arrays, x_start: int) -> list[F64]:
@@ -151,27 +114,8 @@ def scan_reference(model: bytes, feed: Arrays, sizes: dict[str, int]) -> list[F6
     return [y, state]
 
 
-def session(model: bytes, *, library: bool) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 2
-    if library:
-        options.register_custom_ops_library(str(LIBRARY))
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def close(found: list[F32], expected: list[Any]) -> bool:
-    pairs = list(zip(found, expected, strict=True))
-    return all(
-        f.shape == e.shape and np.abs(f - e).max(initial=0) <= TOLERANCE * np.abs(e).max(initial=1) for f, e in pairs
-    )
-
-
-BOTH = [pytest.param(False, id="body"), pytest.param(True, id="kernel", marks=needs_library)]
-
-
 @pytest.mark.parametrize("library", BOTH)
-@pytest.mark.parametrize("tokens", [1, 2, 7, 64])
+@pytest.mark.parametrize("tokens", [1, 2, 7, 64, 131])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_convolution_is_that_of_float64(batch: int, tokens: int, library: bool) -> None:
     model, feed = conv_model(**CONV_SIZES), conv_inputs(batch, tokens, **CONV_SIZES)
@@ -219,8 +163,8 @@ def test_a_prompt_in_pieces_gives_the_bits_of_the_whole() -> None:
         whole = run.run(None, feed)
         rows, state = [name for name in feed if name != "past"], feed["past"]
         pieces = []
-        for first, last in ((0, 1), (1, 2), (2, 9), (9, 70)):
-            y, state = run.run(None, {**{name: feed[name][:, first:last] for name in rows}, "past": state})
+        for begin, end in ((0, 1), (1, 2), (2, 9), (9, 70)):
+            y, state = run.run(None, {**{name: feed[name][:, begin:end] for name in rows}, "past": state})
             pieces.append(y)
         assert np.array_equal(np.concatenate(pieces, axis=1), whole[0])
         assert np.array_equal(state, whole[1])
@@ -328,17 +272,9 @@ def mamba(checkpoint: Callable[[str], Path]) -> ir.Model:
     return build_graph(checkpoint("mamba2"))
 
 
-def kinds(model: ir.Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph)
-
-
 def fused(model: ir.Model) -> Counter[str]:
     run_passes(model, [FuseCausalConv(), FuseStateSpace()])
     return kinds(model)
-
-
-def first(model: ir.Model, op: str) -> ir.Node:
-    return next(node for node in model.graph if node.op_type == op)
 
 
 def test_two_nodes_take_the_place_of_a_layer_s_recurrences(mamba: ir.Model) -> None:

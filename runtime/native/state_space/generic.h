@@ -34,10 +34,10 @@ template <class V, int WIDTH, class Count>
 static inline void convolve_block(const Convolution& c, int64_t channel, Count count) {
   const int64_t width = WIDTH ? WIDTH : c.width, before = width - 1;
   float rows[16 * kMostTaps] = {0};  // inputs before the first token
-  state_to_rows<WIDTH>(c, channel, count, rows);
+  if (!c.continues) state_to_rows<WIDTH>(c, channel, count, rows);
   const float* x = c.x + channel;
   const auto input = [&](int64_t t) {
-    return t < 0 ? V::load(rows + 16 * (t + before)) : V::load_some(x + t * c.x_stride, count);
+    return t < 0 && !c.continues ? V::load(rows + 16 * (t + before)) : V::load_some(x + t * c.x_stride, count);
   };
   for (int64_t t = 0; t < c.tokens; ++t) {
     V sum = c.bias ? V::load_some(c.bias + channel, count) : V::set(0);
@@ -45,6 +45,7 @@ static inline void convolve_block(const Convolution& c, int64_t channel, Count c
       sum = V::fma(V::load_some(c.taps + j * c.channels + channel, count), input(t + j - before), sum);
     (c.silu ? silu(sum) : sum).store_some(c.y + t * c.channels + channel, count);
   }
+  if (!c.present) return;
   for (int64_t j = 0; j < before; ++j) input(c.tokens + j - before).store(rows + 16 * j);
   rows_to_state<WIDTH>(c, channel, count, rows);
 }

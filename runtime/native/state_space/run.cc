@@ -10,6 +10,11 @@ namespace {
 constexpr int64_t kTaskSteps = 6144;   // entries of a state, times tokens, worth a thread in a selective scan
 constexpr int64_t kLeastChannels = 64;  // of one task there: whole lines of memory in each of its tensors
 
+constexpr int64_t kHeadsTogether = 4;  // that read the same b and c, while these stay in a cache
+
+constexpr int64_t kTokensTogether = 64;  // of a long prompt
+static_assert(kTokensTogether >= kMostTaps, "a piece of a prompt reads rows of the one before it alone");
+
 constexpr int64_t kTaskOutputs = 512;  // outputs of a convolution that are worth waking a thread for
 
 // States of a layer from which on those of all layers do not stay in the caches between two tokens: two buffers of some
@@ -19,7 +24,8 @@ constexpr int64_t kStreamBytes = 512 << 10;
 // log2(e) A, of which decays are powers of two.
 float rate_of(float a_log) { return float(-1.4426950408889634 * std::exp(double(a_log))); }
 
-void scan_head(const ScanCall& c, int64_t sequence, int64_t head, const Kernels& kernels) {
+// Tokens [first, first + kScanTokens) of one head.
+void scan_head(const ScanCall& c, int64_t sequence, int64_t head, int64_t first, const Kernels& kernels) {
   const int64_t state = c.state_size * c.head_size, at = (sequence * c.heads + head) * state;
   const int64_t inner = c.heads * c.head_size, group = head / (c.heads / c.groups);
   Scan s;
@@ -28,46 +34,77 @@ void scan_head(const ScanCall& c, int64_t sequence, int64_t head, const Kernels&
   s.skip = c.skip[head];
   s.state_size = c.state_size;
   s.head_size = c.head_size;
-  s.past = c.past + at;
+  s.past = (first ? c.present : c.past) + at;
   s.present = c.present + at;
   s.streams = c.past != c.present && c.batch * c.heads * state * int64_t(sizeof(float)) >= kStreamBytes;
   s.rate = rate_of(c.a_log[head]);
   s.step_bias = c.dt_bias[head];
   s.step_stride = c.dt_stride;
-  for (int64_t first = 0; first < c.tokens; first += kScanTokens, s.past = s.present) {
-    const int64_t row = sequence * c.tokens + first;
-    s.tokens = std::min(kScanTokens, c.tokens - first);
-    s.step = c.dt + row * c.dt_stride + head;
-    const float* xbc = c.xbc + row * s.stride;
-    s.x = xbc + head * c.head_size;
-    s.b = xbc + inner + group * c.state_size;
-    s.c = s.b + c.groups * c.state_size;
-    s.y = c.y + row * inner + head * c.head_size;
-    kernels.scan(s);
+  const int64_t row = sequence * c.tokens + first;
+  s.tokens = std::min(kScanTokens, c.tokens - first);
+  s.step = c.dt + row * c.dt_stride + head;
+  const float* xbc = c.xbc + row * s.stride;
+  s.x = xbc + head * c.head_size;
+  s.b = xbc + inner + group * c.state_size;
+  s.c = s.b + c.groups * c.state_size;
+  s.y = c.y + row * inner + head * c.head_size;
+  kernels.scan(s);
+}
+
+// Convolution number `sequence` of a batch.
+Convolution of_sequence(Convolution c, int64_t sequence) {
+  const int64_t states = c.channels * (c.width - 1);
+  c.x += sequence * c.tokens * c.x_stride;
+  c.past += sequence * states;
+  c.present += sequence * states;
+  c.y += sequence * c.tokens * c.channels;
+  return c;
+}
+
+// By tokens, so that whole rows are read and written: channels apart would each touch a page a token. `past` may be the
+// memory of `present`, which is therefore written last; it is the last rows of x.
+void convolve_long(const Convolution& of_first, int64_t batch, const Kernels& kernels, const Pool& pool) {
+  const int64_t tokens = of_first.tokens, pieces = ceil_div(tokens, kTokensTogether);
+  pool.each(batch * pieces, [&](int64_t index) {
+    const int64_t first = index % pieces * kTokensTogether;
+    Convolution c = of_sequence(of_first, index / pieces);
+    c.x += first * c.x_stride;
+    c.y += first * c.channels;
+    c.tokens = std::min(kTokensTogether, tokens - first);
+    c.continues = first > 0;
+    c.present = nullptr;
+    kernels.convolve(c, 0, c.channels);
+  });
+  for (int64_t sequence = 0; sequence < batch; ++sequence) {
+    const Convolution c = of_sequence(of_first, sequence);
+    const int64_t before = c.width - 1;
+    for (int64_t i = 0; i < c.channels; ++i)
+      for (int64_t j = 0; j < before; ++j) c.present[i * before + j] = c.x[(tokens - before + j) * c.x_stride + i];
   }
-  if (!c.tokens && s.past != s.present) std::memmove(s.present, s.past, sizeof(float) * std::size_t(state));
 }
 
 }  // namespace
 
 void run_convolution(const Convolution& of_first, int64_t batch, const Kernels& kernels, const Pool& pool) {
-  const int64_t channels = of_first.channels, states = channels * (of_first.width - 1);
+  if (of_first.tokens > kTokensTogether) return convolve_long(of_first, batch, kernels, pool);
+  const int64_t channels = of_first.channels;
   const int64_t piece = std::max<int64_t>(16, kTaskOutputs / std::max<int64_t>(1, of_first.tokens) / 16 * 16);
   const int64_t pieces = ceil_div(channels, piece);
   pool.each(batch * pieces, [&](int64_t index) {
-    const int64_t sequence = index / pieces, first = index % pieces * piece;
-    Convolution c = of_first;
-    c.x += sequence * c.tokens * c.x_stride;
-    c.past += sequence * states;
-    c.present += sequence * states;
-    c.y += sequence * c.tokens * channels;
-    kernels.convolve(c, first, std::min(channels, first + piece));
+    const int64_t first = index % pieces * piece;
+    kernels.convolve(of_sequence(of_first, index / pieces), first, std::min(channels, first + piece));
   });
 }
 
-void run_scan(const ScanCall& call, const Kernels& kernels, const Pool& pool) {
-  pool.each(call.batch * call.heads,
-            [&](int64_t index) { scan_head(call, index / call.heads, index % call.heads, kernels); });
+void run_scan(const ScanCall& c, const Kernels& kernels, const Pool& pool) {
+  const int64_t together = c.tokens > kScanTokens ? kHeadsTogether : 1, pieces = ceil_div(c.heads, together);
+  if (!c.tokens && c.past != c.present)
+    std::memmove(c.present, c.past, sizeof(float) * std::size_t(c.batch * c.heads * c.state_size * c.head_size));
+  pool.each(c.batch * pieces, [&](int64_t index) {
+    const int64_t begin = index % pieces * together, end = std::min(c.heads, begin + together);
+    for (int64_t first = 0; first < c.tokens; first += kScanTokens)
+      for (int64_t head = begin; head < end; ++head) scan_head(c, index / pieces, head, first, kernels);
+  });
 }
 
 void find_rates(const float* a_log, int64_t channels, int64_t state_size, float* rate) {

@@ -73,31 +73,35 @@ static inline void scan_steps(const SelectiveScan& s, int64_t channel, Count cou
     for (int n = 0; n < kKept; ++n) kept[n].store(lanes + 16 * n);
 }
 
+// `tokens` tokens from `first` on of `count` channels.
 template <class V, int SIZE, class Count>
-static inline void scan_block(const SelectiveScan& s, int64_t channel, Count count) {
+static inline void scan_block(const SelectiveScan& s, int64_t channel, Count count, int64_t first, int64_t tokens) {
   alignas(64) float lanes[16 * (SIZE ? SIZE : kMostState)], steps[16 * kStepsAhead];
   if (count != 16) std::fill_n(lanes, 16 * s.state_size, 0.0f);
-  states_to_lanes<V>(s.past + channel * s.state_size, s.state_size, count, lanes);
+  const float* past = first ? s.present : s.past;
+  states_to_lanes<V>(past + channel * s.state_size, s.state_size, count, lanes);
   const V bias = s.step_bias ? V::load_some(s.step_bias + channel, count) : V::set(0);
-  for (int64_t first = 0; first < s.tokens; first += kStepsAhead) {
-    const int64_t tokens = std::min(kStepsAhead, s.tokens - first);
-    for (int64_t t = 0; t < tokens; ++t) {
-      const V raw = V::load_some(s.step + (first + t) * s.step_stride + channel, count);
-      softplus(V::add(raw, bias)).store(steps + 16 * t);
-    }
-    scan_steps<V, SIZE>(s, channel, count, first, tokens, steps, lanes);
+  for (int64_t t = 0; t < tokens; ++t) {
+    const V raw = V::load_some(s.step + (first + t) * s.step_stride + channel, count);
+    softplus(V::add(raw, bias)).store(steps + 16 * t);
   }
+  scan_steps<V, SIZE>(s, channel, count, first, tokens, steps, lanes);
   lanes_to_states<V>(lanes, s.state_size, count, s.present + channel * s.state_size);
 }
 
 template <class V>
-static void scan_selectively(const SelectiveScan& s, int64_t first, int64_t last) {
-  by_sixteen(last - first, [&](int64_t i, auto count) {
-    if (s.state_size == 16)
-      scan_block<V, 16>(s, first + i, count);
-    else
-      scan_block<V, 0>(s, first + i, count);
-  });
+static void scan_selectively(const SelectiveScan& s, int64_t first_channel, int64_t last_channel) {
+  int64_t first = 0;
+  do {  // at least once, which copies the states where there is no token
+    const int64_t tokens = std::min(kStepsAhead, s.tokens - first);
+    by_sixteen(last_channel - first_channel, [&](int64_t i, auto count) {
+      if (s.state_size == 16)
+        scan_block<V, 16>(s, first_channel + i, count, first, tokens);
+      else
+        scan_block<V, 0>(s, first_channel + i, count, first, tokens);
+    });
+    first += tokens;
+  } while (first < s.tokens);
 }
 
 }  // namespace edgeslim

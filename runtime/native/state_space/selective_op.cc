@@ -4,8 +4,7 @@
 // Inputs      x [B, T, X], dt [B, T, Y], dt_bias [C], A_log [C, N], D [C], b [B, T, V], c [B, T, W],
 //             past_state [B, C, N, 1], gate? [B, T, Z]
 // Outputs     y [B, T, C], present_state [B, C, N, 1]
-// Attributes  num_channels C; x_start, dt_start, b_start, c_start, gate_start: of C, C, N, N and C columns the first that
-//             is read
+// Attributes  x_start, dt_start, b_start, c_start, gate_start: of C, C, N, N and C columns the first that is read
 #include "core/buffer.h"
 #include "ort/op.h"
 #include "state_space/run.h"
@@ -27,17 +26,15 @@ struct SelectiveScanOp {
       starts[part.input] = runtime.integer(info, part.attribute, 0);
       if (starts[part.input] < 0) *wrong = fault("%s must not be negative", part.attribute);
     }
-    num_channels = runtime.integer(info, "num_channels", 0);
     const Tensor a_log = runtime.constant(info, kALog, wrong);
     if (*wrong || !a_log) return;
     if ((*wrong = check_rates(a_log))) return;
     if (!(rate = rates(a_log, &own))) *wrong = fault("out of memory");
   }
 
-  Fault check_rates(const Tensor& a_log) const {
-    if (a_log.shape.size() != 2 || a_log.shape[0] < 1 || a_log.shape[0] != num_channels || a_log.shape[1] < 1 ||
-        a_log.shape[1] > kMostState)
-      return fault("A_log must have shape [num_channels, 1 to %lld]", (long long)kMostState);
+  static Fault check_rates(const Tensor& a_log) {
+    if (a_log.shape.size() != 2 || a_log.shape[0] < 1 || a_log.shape[1] < 1 || a_log.shape[1] > kMostState)
+      return fault("A_log must have shape [channels, 1 to %lld]", (long long)kMostState);
     return {};
   }
 
@@ -119,7 +116,7 @@ struct SelectiveScanOp {
   Runtime runtime;
   Buffer own;
   const float* rate = nullptr;  // of a constant A_log
-  int64_t num_channels = 0, starts[kInputs] = {0};
+  int64_t starts[kInputs] = {0};
 };
 
 }  // namespace

@@ -10,7 +10,8 @@ namespace edgeslim {
 
 // Channels of one sequence, each by itself:
 //   y[t, c] = silu(bias[c] + sum_j taps[j, c] * x[t + j - (K - 1), c]), where x before the first token is `past`.
-// `present` may be the same memory as `past`.
+// `present` may be the same memory as `past`, or null where nobody wants it. Where it `continues`, K - 1 rows of x lie
+// before the first token, and `past` is not read.
 struct Convolution {
   const float* x = nullptr;  // [T, x_stride]
   int64_t x_stride = 0;
@@ -20,7 +21,7 @@ struct Convolution {
   float* present = nullptr;
   float* y = nullptr;  // [T, C]
   int64_t tokens = 0, channels = 0, width = 0;  // width: K
-  bool silu = false;
+  bool silu = false, continues = false;
 };
 
 // Up to kScanTokens tokens of one head:

@@ -228,7 +228,7 @@ Count compare_all() {
       for (int64_t tokens : {1, 2, 7, 8, 9, 17, 40})
         for (int64_t window : {0, 5}) attention_case(d, past, tokens, window, random, &count);
   for (int64_t channels : {1, 15, 16, 17, 100})
-    for (int64_t tokens : {1, 2, 3, 4, 13})
+    for (int64_t tokens : {1, 2, 3, 4, 13, 65, 131})
       for (int64_t width : {1, 2, 4, 5, 16}) convolution_case(channels, tokens, width, random, &count);
   for (int64_t state : {1, 16, 33})
     for (int64_t head_size : {1, 15, 16, 17, 64, 100, 128})

@@ -13,6 +13,7 @@ from edgeslim.exporters.genai import genai_config
 from edgeslim.exporters.graph import build_graph, read_config
 from edgeslim.exporters.passes import run_passes
 from edgeslim.exporters.passes.last_logits import LastLogits
+from edgeslim.exporters.passes.loop_tokens import LoopTokens
 from edgeslim.exporters.passes.quantize_linears import QuantizeLinears
 from edgeslim.exporters.passes.tied_embedding import TiedEmbedding
 from edgeslim.output import new_folder
@@ -45,7 +46,7 @@ def make_bundles(work: Path) -> None:
 def _write_bundle(checkpoint: Path, folder: Path, packing: Passes, *, prepack: bool) -> None:
     """Write what onnxruntime-genai needs to generate: one graph, its data, its configurations."""
     model = build_graph(checkpoint)
-    run_passes(model, [TiedEmbedding(), LastLogits(), *packing])
+    run_passes(model, [TiedEmbedding(), LastLogits(), LoopTokens(), *packing])
     write_data(model, folder)
     ir.save(model, folder / GRAPH)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
