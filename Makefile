@@ -84,6 +84,7 @@ native:              ## the kernel library in build/native; its variants compare
 	build/native/kernels_test
 	build/native/sequences_test
 	build/native/engine_test
+	build/native/builtin_test
 
 cross:               ## the library for aarch64 Linux in build/aarch64; its variants compared under qemu
 	@command -v $(or $(ZIG_PYTHON),aarch64-linux-gnu-g++) qemu-aarch64 >/dev/null || \
@@ -117,18 +118,22 @@ cross-tokens: install ## transformers' tokens from the native runtime: here, und
 
 sanitize:            ## variants compared and the reader fuzzed briefly, under ASan and UBSan
 	$(CMAKE) -S runtime/native -B build/sanitize -DEDGESLIM_SANITIZE=ON -DEDGESLIM_TESTS=ON
-	$(CMAKE) --build build/sanitize -j $(JOBS) --target kernels_test sequences_test engine_test fuzz fuzz_bundle
+	$(CMAKE) --build build/sanitize -j $(JOBS) --target kernels_test sequences_test engine_test builtin_test fuzz fuzz_bundle fuzz_graph
 	build/sanitize/kernels_test
 	build/sanitize/sequences_test
 	build/sanitize/engine_test
+	build/sanitize/builtin_test
 	build/sanitize/fuzz 0 20000
 	build/sanitize/fuzz_bundle 0 20000
+	build/sanitize/fuzz_graph 0 20000
 
 fuzz: sanitize build/small ## a million executions of each reader, in two processes; 10,000 damaged bundles loaded
 	build/sanitize/fuzz $(FUZZ_SEED) $(FUZZ_COUNT) & first=$$!; \
 	build/sanitize/fuzz $$(($(FUZZ_SEED) + 1)) $(FUZZ_COUNT); second=$$?; wait $$first && exit $$second
 	build/sanitize/fuzz_bundle $(FUZZ_SEED) $(FUZZ_COUNT) & first=$$!; \
 	build/sanitize/fuzz_bundle $$(($(FUZZ_SEED) + 1)) $(FUZZ_COUNT); second=$$?; wait $$first && exit $$second
+	build/sanitize/fuzz_graph $(FUZZ_SEED) $(FUZZ_COUNT) & first=$$!; \
+	build/sanitize/fuzz_graph $$(($(FUZZ_SEED) + 1)) $(FUZZ_COUNT); second=$$?; wait $$first && exit $$second
 	$(CMAKE) --build build/sanitize -j $(JOBS) --target fuzz_load
 	build/sanitize/fuzz_load "$$($(ORT))" $(FUZZ_SEED) $(FUZZ_BUNDLES) build/small/*
 

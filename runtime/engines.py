@@ -29,7 +29,10 @@ def require_engine(engine: Engine) -> None:
     if engine not in _MODULES:
         raise RecipeError(f"unknown engine {engine!r}{did_you_mean(engine, ['auto', *_MODULES])}")
     if engine == "native" and not is_installed(engine):
-        raise RuntimeUnavailable(f"the native runtime needs the kernel library and onnxruntime; {_HINT}")
+        raise RuntimeUnavailable(
+            "the native runtime lies in the kernel library, which edgeslim was installed without; "
+            "use engine 'genai' or 'ort', or install edgeslim again where there is a C++ compiler"
+        )
     if not is_installed(engine):
         raise RuntimeUnavailable(f"{_MODULES[engine]} is not installed; {_HINT}")
 

@@ -202,8 +202,9 @@ def _is_library(path: Path) -> bool:
 
 
 def is_available() -> bool:
-    """Return whether there is a native runtime here and an ONNX Runtime for it, without loading them."""
-    return find_library() is not None and onnxruntime_library() is not None
+    """Return whether there is a native runtime here, without loading it. Packed bundles need nothing more, others an
+    ONNX Runtime."""
+    return find_library() is not None
 
 
 @cache

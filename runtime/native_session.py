@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgeslim.errors import BundleError, RecipeError
+from edgeslim.errors import BundleError, EdgeslimError, RecipeError
 from edgeslim.runtime.bundle_library import BundleLibrary
 from edgeslim.runtime.config import read_config
 from edgeslim.runtime.native_library import (
@@ -259,6 +259,18 @@ def native_sample(
 def native_uniform(seed: int, position: int) -> float:
     """Return the number in [0, 1) that `seed` gives for a draw at `position`."""
     return float(native_library().call("uniform", seed, position))
+
+
+def runs_alone(bundle: Path) -> bool:
+    """Return whether the native runtime runs `bundle` without ONNX Runtime: whether all operators of its graph are its
+    own. Nothing is said of why not: whoever loads the bundle is told."""
+    native = native_library()
+    try:
+        model = _load(native, bundle, 1, WITHOUT_ONNXRUNTIME)
+    except EdgeslimError:
+        return False
+    native.call("model_free", model)
+    return True
 
 
 def _flags(bodies: bool, onnxruntime: bool | None) -> int:

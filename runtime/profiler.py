@@ -16,9 +16,10 @@ from edgeslim.devices.sensors import TEGRASTATS, Readings, read_sensors
 from edgeslim.errors import EdgeslimError, RecipeError
 from edgeslim.runtime import machine
 from edgeslim.runtime.config import read_config
-from edgeslim.runtime.engines import choose_engine, require_engine
+from edgeslim.runtime.engines import require_engine
 from edgeslim.runtime.memory import bundle_bytes, weight_bytes
 from edgeslim.runtime.sampling import FileSampler, LineSampler, local_plan
+from edgeslim.runtime.session import best_engine
 
 MARK = "edgeslim-profiler: "  # begins the worker's lines; an engine may print others
 
@@ -107,7 +108,7 @@ def profile_bundle(
     _check(threads=(1 if threads is None else threads, 1))
     config = read_config(bundle)
     if engine == "auto":
-        engine = choose_engine(has_genai_config=config.has_genai_config)
+        engine = best_engine(bundle)
     require_engine(engine)
     job = {
         "bundle": str(bundle),

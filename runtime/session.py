@@ -75,14 +75,14 @@ def open_session(
     threads: int | None = None,
     max_length: int | None = None,
 ) -> "OrtSession | GenaiSession | NativeSession":
-    """Return a session of `bundle` on `engine`; ``auto`` prefers onnxruntime-genai. `threads` None leaves
+    """Return a session of `bundle` on `engine`; ``auto`` is what `best_engine` says. `threads` None leaves
     the number to the engine. `max_length` bounds prompt and new tokens together, where the engine makes room for them
     beforehand (onnxruntime-genai, native); None: as much as the bundle's configuration says.
 
     Raises: BundleError, RuntimeUnavailable.
     """
     if engine == "auto":
-        engine = _best_engine(bundle)
+        engine = best_engine(bundle)
     if engine not in ENGINES:
         raise RecipeError(f"unknown engine {engine!r}{did_you_mean(engine, ['auto', *ENGINES])}")
     if engine == "native":
@@ -94,12 +94,18 @@ def open_session(
     return OrtSession(bundle, threads=threads)
 
 
-def _best_engine(bundle: Path) -> Engine:
+def best_engine(bundle: Path) -> Engine:
     """Return the engine that ``auto`` means: plain onnxruntime where it has a provider that the bundle is made for, of
-    which onnxruntime-genai knows nothing; else onnxruntime-genai where it is installed."""
+    which onnxruntime-genai knows nothing; the native runtime where it runs the bundle by itself, which is faster and
+    takes less memory; else onnxruntime-genai where it is installed."""
     config = read_config(bundle)
     if config.providers and is_installed("ort") and has_faster_provider(import_engine("ort"), config.providers):
         return "ort"
+    if is_installed("native"):
+        from edgeslim.runtime.native_session import runs_alone  # it builds on this module
+
+        if runs_alone(bundle):
+            return "native"
     return choose_engine(has_genai_config=config.has_genai_config)
 
 

@@ -60,6 +60,21 @@ def test_five_seconds_of_damaged_configurations_leave_no_finding(sanitized: Path
     assert 0 < accepted < executions, "the mutator must neither spoil everything nor nothing"
 
 
+def test_graphs_run_without_onnx_runtime_under_sanitizers(sanitized: Path) -> None:
+    printed = _run(sanitized / "builtin_test")
+
+    passed, failed = map(int, re.findall(r"(\d+) passed, (\d+) failed", printed)[0])
+    assert passed > 50
+    assert failed == 0
+
+
+def test_five_seconds_of_damaged_graphs_leave_no_finding(sanitized: Path) -> None:
+    printed = _run(sanitized / "fuzz_graph", str(os.getpid()), "1000000", "--seconds", "5")
+
+    executions, accepted = map(int, re.findall(r"(\d+) executions .* (\d+) accepted, no finding", printed)[0])
+    assert 0 < accepted < executions, "the mutator must neither spoil everything nor nothing"
+
+
 @pytest.fixture(scope="module")
 def onnxruntime() -> Path:
     found = onnxruntime_library()

@@ -49,6 +49,39 @@ def test_a_packed_bundle_gives_the_bits_of_onnxruntimes_own_session(packed):
     assert native.isa == library.kernel_library().chosen
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_packed_bundle_needs_no_onnx_runtime_and_gives_the_same_bits_without_it(packed, threads):
+    alone = NativeSession(packed, threads=threads, onnxruntime=False)
+    inside = NativeSession(packed, threads=threads, onnxruntime=True)
+
+    assert (alone.onnxruntime, NativeSession(packed).onnxruntime) == (None, None)
+    assert inside.onnxruntime is not None
+    for piece in (PROMPT * 9, [11, 9], [33], [1]):
+        tokens = np.array([piece], np.int64)
+        np.testing.assert_array_equal(alone.feed(tokens), inside.feed(tokens))
+
+
+def test_a_state_goes_on_with_and_without_onnx_runtime(packed):
+    alone = NativeSession(packed, threads=1, onnxruntime=False)
+    inside = NativeSession(packed, threads=1, onnxruntime=True)
+    alone.generate(PROMPT, 0)
+
+    inside.restore(alone.save())
+
+    assert inside.generate([3], 12, eos_ids=[]) == alone.generate([3], 12, eos_ids=[])
+
+
+def test_a_graph_of_other_operators_says_that_it_needs_onnx_runtime(exported):
+    with pytest.raises(BundleError, match="only ONNX Runtime has this operator"):
+        NativeSession(exported.bundle, onnxruntime=False)
+    assert NativeSession(exported.bundle).onnxruntime is not None
+
+
+def test_auto_takes_the_native_runtime_where_it_runs_a_bundle_by_itself(packed, exported):
+    assert isinstance(open_session(packed), NativeSession)
+    assert not isinstance(open_session(exported.bundle), NativeSession)
+
+
 @pytest.mark.slow
 def test_generation_writes_what_transformers_writes_for_the_bundled_models(packed, tmp_path):
     import torch
