@@ -21,11 +21,12 @@ PAPER_LAYERS = {
 TOLERANCE = 0.01
 """How far the counted cut may lie from the wanted one."""
 
-LEAST_RATIO, LEAST_LEFT = 0.55, 1 / 6
-"""The least share of tokens that a step of a chosen schedule keeps, and that all of its steps together keep.
+LEAST_LEFT, LEAST_RATIO_OF_SCANS, LEAST_RATIO_OF_ATTENTION = 1 / 6, 0.55, 0.7
+"""The least share of tokens that all steps of a chosen schedule together keep, and that each step keeps.
 
-Measured on models that recall lists from 252 tokens, and on text: the later the steps, the less is lost for the same
-cut, until so few tokens are left that they cannot hold the list (README, "Token reduction").
+Measured on models that recall lists from 252 tokens, and on text: the later the steps of a state-space model, the less
+is lost for the same cut, until so few tokens are left that they cannot hold the list. A transformer loses less by
+several gentle steps than by few late ones (README, "Token reduction").
 """
 
 _GRID = 10_000  # ratios have four decimals
@@ -96,7 +97,7 @@ def scheduled(
 ) -> ReductionPlan:
     """Return `plan` with one ratio at each of `layers` (None: chosen), so that its counted cut is `cut`.
 
-    Chosen are as few and as late ones of `default_layers` as keep `LEAST_RATIO` and `LEAST_LEFT`, else all of them.
+    Chosen are as few and as late ones of `default_layers` as keep the least shares above, else all of them.
 
     Raises: RecipeError naming the largest cut where `cut` cannot be reached, for a layer that the model does not have,
     and for a prompt so short that no ratio comes within `TOLERANCE`.
@@ -110,7 +111,7 @@ def scheduled(
         )
     if layers is None:
         for late in late_schedules(shape, plan, cut, tokens):
-            if _keeps_enough(late):
+            if keeps_enough(shape, late):
                 return late
         layers = default_layers(shape.depth, plan.method)
     check_layers(layers, shape.depth)
@@ -154,8 +155,10 @@ def _is_met(plan: ReductionPlan, cut: float) -> bool:
     return plan.flops_cut_counted is not None and abs(plan.flops_cut_counted - cut) <= TOLERANCE
 
 
-def _keeps_enough(plan: ReductionPlan) -> bool:
-    return min(plan.ratios) >= LEAST_RATIO and math.prod(plan.ratios) >= LEAST_LEFT
+def keeps_enough(shape: ModelShape, plan: ReductionPlan) -> bool:
+    """Return whether `plan` leaves so many tokens that a schedule may be chosen."""
+    least = LEAST_RATIO_OF_SCANS if shape.is_scan else LEAST_RATIO_OF_ATTENTION
+    return min(plan.ratios) >= least and math.prod(plan.ratios) >= LEAST_LEFT
 
 
 def check_layers(layers: Sequence[int], depth: int) -> None:
