@@ -51,7 +51,7 @@ class Decoder:
         _silence()
         self._model = llama_cpp.llama_model_load_from_file(file.encode(), llama_cpp.llama_model_default_params())
         options = llama_cpp.llama_context_default_params()
-        options.n_ctx, options.n_batch, options.n_ubatch = length, BATCH, BATCH
+        options.n_ctx, options.n_batch, options.n_ubatch = length, max(BATCH, length), BATCH
         options.n_threads = options.n_threads_batch = threads
         self._context = llama_cpp.llama_init_from_model(self._model, options) if self._model else None
         if not self._context:
