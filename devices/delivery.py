@@ -2,7 +2,8 @@
 
 ROOT/blobs/HASH             a file, whole and checked
 ROOT/blobs/.HASH.OWNER.part a file on its way; OWNER is host, process and time of who copies it
-ROOT/runs/OWNER/            what one run needs, by links
+ROOT/runs/OWNER/            what one run needs, by hard links; by copies where a system permits none (Android: its shell
+                            may make no hard links, and the runtime follows no symbolic one out of a bundle)
 
 A blob gets its name only after the device has hashed it. What a killed copy or run has left behind bears its owner: the
 next run removes it where that owner is no longer alive.
@@ -46,7 +47,7 @@ blobs=$1 run=$2; shift 2
 mkdir -p "$run" || exit
 while [ $# -gt 1 ]; do
   case $2 in */*) mkdir -p "$run/${2%/*}" || exit;; esac
-  ln "$blobs/$1" "$run/$2" 2>/dev/null || ln -s "$blobs/$1" "$run/$2" 2>/dev/null || cp "$blobs/$1" "$run/$2" || exit
+  ln "$blobs/$1" "$run/$2" 2>/dev/null || cp "$blobs/$1" "$run/$2" || exit
   shift 2
 done
 """

@@ -51,6 +51,8 @@ class Phone:
         self.home.mkdir(parents=True)
         self.bin.mkdir()
         self.old, self.allows, self.emulator = old, allows, emulator
+        self.most = 4096 if old else 256 * 1024
+        """Bytes of the largest message."""
         self.on_piece: Callable[[int], None] = lambda size: None
         """Called with the bytes of a file that have come, for every piece of it."""
         self.on_program: Callable[[], None] = lambda: None
@@ -147,7 +149,6 @@ class Connection:
         self.phone, self._link = phone, link
         self._streams: dict[int, Stream] = {}
         self._sending = threading.Lock()
-        self.most = 4096 if phone.old else 256 * 1024
 
     def serve(self) -> None:
         """Answer until the connection ends."""
@@ -197,7 +198,7 @@ class Connection:
             assert command == AUTH
             accepted = self.phone.is_known(token, data) if kind == SIGNATURE else self.phone.ask_owner(data)
             if accepted:
-                return self.send(CNXN, VERSION, self.most, self.phone.banner())
+                return self.send(CNXN, VERSION, self.phone.most, self.phone.banner())
             if kind == SIGNATURE:
                 token = secrets.token_bytes(20)
                 self.send(AUTH, TOKEN, 0, token)
@@ -259,10 +260,10 @@ class Stream:
 
     def write(self, data: bytes) -> None:
         """Send `data`, a piece after the other, each once the one before it was taken."""
-        for start in range(0, len(data), self._connection.most):
+        for start in range(0, len(data), self._phone.most):
             if self._ended:
                 raise Gone
-            self._connection.send(WRTE, self.ours, self.theirs, data[start : start + self._connection.most])
+            self._connection.send(WRTE, self.ours, self.theirs, data[start : start + self._phone.most])
             self.acknowledged.acquire()
 
     def exactly(self, size: int) -> bytes:

@@ -170,7 +170,8 @@ class AdbTransport:
         try:
             return run_program([self._adb, *arguments], timeout=timeout, on_text=on_text, on_wait=on_wait)
         except TimedOut:
-            raise DeviceError(f"{self.name}: adb {arguments[0]} did not end within {timeout:g} s") from None
+            verb = arguments[2] if arguments[0] == "-s" else arguments[0]
+            raise DeviceError(f"{self.name}: no answer to adb {verb} within {timeout:g} s") from None
 
 
 def parse_devices(text: str) -> dict[str, str]:

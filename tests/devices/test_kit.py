@@ -42,9 +42,7 @@ def test_the_architecture_is_read_from_the_elf_header(tmp_path: Path) -> None:
 
 
 def test_a_program_for_another_architecture_is_refused(folder: Path) -> None:
-    with pytest.raises(
-        DeviceError, match=r"edgeslim-bench: made for aarch64, and the device is x86_64; .*--bench-dir"
-    ):
+    with pytest.raises(DeviceError, match=r"edgeslim-bench: made for aarch64, and the device is x86_64; .*--bench-dir"):
         find_kit("x86_64", android=True, folder=folder)
 
 
@@ -108,9 +106,7 @@ def test_a_library_that_cannot_be_fetched_is_said_and_nothing_is_kept(
 ) -> None:
     monkeypatch.setattr(kits.subprocess, "run", Pip(works=False))
 
-    with pytest.raises(
-        DeviceError, match=r"onnxruntime [\d.]+ for aarch64 Linux cannot be fetched \(ERROR: no net"
-    ):
+    with pytest.raises(DeviceError, match=r"onnxruntime [\d.]+ for aarch64 Linux cannot be fetched \(ERROR: no net"):
         fetched_onnxruntime("aarch64")
 
     assert not any(path.is_file() for path in (tmp_path / "cache").rglob("*"))

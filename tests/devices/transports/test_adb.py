@@ -53,9 +53,7 @@ def test_bytes_are_put_and_read_back_and_listed_and_removed(phone: Phone, tmp_pa
         assert told[-1] == len(content)
         device.remove(folder)
         assert device.list(folder) == {}
-        with pytest.raises(
-            DeviceError, match=rf"^adb:{phone.serial}: {folder}/it's one: .*(No such|not exist)"
-        ):
+        with pytest.raises(DeviceError, match=rf"^adb:{phone.serial}: {folder}/it's one: .*(No such|not exist)"):
             device.read(f"{folder}/it's one")
 
     assert not (phone.store / "x").exists()
