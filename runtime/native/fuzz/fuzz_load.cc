@@ -136,8 +136,9 @@ int load_and_write(const char* runtime, const std::string& folder, uint32_t flag
 // The innermost frame of a report that is neither a sanitizer's nor the C or C++ library's, as "library+offset" or a
 // function's name; empty where there is none.
 std::string guilty_frame(const std::string& report) {
-  bool handler = report.find("signal ") == 0;  // its own frame, and the kernel's, come first
-  std::size_t at = 0;
+  const std::size_t line_before = ("\n" + report).find("\nsignal ");  // behind what was said before the crash
+  bool handler = line_before != std::string::npos;                      // whose own frame comes first
+  std::size_t at = handler ? line_before : 0;
   while (at < report.size()) {
     const std::size_t end = std::min(report.find('\n', at), report.size());
     const std::string line = report.substr(at, end - at);
