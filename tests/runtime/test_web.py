@@ -98,6 +98,19 @@ def test_a_page_writes_the_tokens_and_the_text_that_python_writes(site: Site, ex
     assert "".join(written["pieces"]) == "".join(codec.detokenizer().stream(tokens))
 
 
+def test_two_threads_write_what_one_writes(site: Site) -> None:
+    script = """async () => {
+      const { Model } = await import('/client.js');
+      const model = await Model.open('/bundles/llama/', { threads: 2 });
+      const stream = model.generate('Once upon a time', { maxNewTokens: 24 });
+      for (;;) {
+        const { value, done } = await stream.next();
+        if (done) return model.close(), [model.about.threads, value.tokens];
+      }
+    }"""
+    assert site.do(script) == [2, site.do("write", "llama", "Once upon a time", 24)["tokens"]]
+
+
 def test_text_becomes_the_same_tokens_as_in_python(site: Site, exports: Any) -> None:
     codec = TextCodec(exports["llama"].bundle)
     script = """async (texts) => {
