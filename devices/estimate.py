@@ -331,18 +331,21 @@ _FLOATS = Product(name="", form="stock_fp32", density=1.0, n=1, k=1, bytes=4)
 
 def _model(device: Device, accelerator: Accelerator | None, work: Workload, engine: str) -> _Speeds:
     if accelerator is None and device.kernels and device.costs is not None:
-        return _Measured(device, _engine_cost(device.engines, engine), device.costs)
+        return _Measured(device, _engine_cost(device.engines, engine, work), device.costs)
     if device.efficiency is None:
         raise RecipeError(f"{device.name}: its file has no [efficiency], which a bundle for its accelerator needs")
     return _Believed(device, accelerator, device.efficiency, engine)
 
 
-def _engine_cost(engines: tuple[EngineCost, ...], engine: str) -> EngineCost | None:
-    """Return the costs of `engine`; auto is the first in the order of `profile`."""
+def _engine_cost(engines: tuple[EngineCost, ...], engine: str, work: Workload) -> EngineCost | None:
+    """Return the costs of `engine`; auto is what `profile` would take: the native runtime where all products are packed
+    for it, else onnxruntime-genai."""
     named = {cost.engine: cost for cost in engines}
     if engine != "auto":
         return named.get(engine)
-    return next((named[name] for name in ("genai", "ort", "native") if name in named), None)
+    packed = not any(product.form.startswith("stock_") for product in work.products)
+    order = ("native", "genai", "ort") if packed else ("genai", "ort", "native")
+    return next((named[name] for name in order if name in named), None)
 
 
 def _accelerator(bundle: Path, device: Device) -> tuple[Accelerator | None, list[str]]:

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--shapes", type=lambda text: text.split(","), default=SHAPES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--passes", type=int, default=3, help="passes of each of the two probes")
-    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--engine", default="genai")
     parser.add_argument("--others", type=float, default=0.2, help="cores of other programs above which to try again")
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
