@@ -59,9 +59,12 @@ def probe_machine(
     threads: int | None = None,
     passes: int = 5,
     others_limit: float = OTHERS_LIMIT,
+    after_pass: Callable[[int], None] = lambda number: None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Device:
     """Return the description of this machine, measured with `threads` threads (None: the physical cores).
+
+    `after_pass` is called with the number of each pass that is done: what it measures takes turns with the probe.
 
     Raises: RuntimeUnavailable where onnxruntime is not installed.
     """
@@ -71,11 +74,12 @@ def probe_machine(
     total = len(cases) * passes + len(engines) * len(_VOCABULARIES) + 1
     taken: dict[str, list[Timing]] = {case.name: [] for case in cases}
     done = 0
-    for _ in range(passes):
+    for number in range(passes):
         for case in cases:
             taken[case.name].append(_undisturbed(case, others_limit))
             done += 1
             on_progress(done, total)
+        after_pass(number)
     timings = {key: _middle(found) for key, found in taken.items()}
     costs = _costs(timings, runs)
     measured = []

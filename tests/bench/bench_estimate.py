@@ -1,12 +1,13 @@
 """Estimates beside measurements: bundles of random weights in two shapes, estimated from this machine's probe alone.
 
 ``prepare`` writes, under --work, a dense and a half pruned checkpoint of each shape and their bundles; what is there
-stays. ``run`` probes the machine, profiles every bundle in fresh processes, round after round, probes again, and prints
-a JSON line a bundle, then a Markdown table. The estimate is made from the probe's file; no model goes into it, so every
-shape is left out: the run ends where a bundle has a matrix of a size that the probe timed.
+stays. ``run`` probes the machine and profiles every bundle in a fresh process after each pass of the probe, as the
+speed of a shared machine changes from minute to minute; it prints a JSON line a bundle, then a Markdown table. The
+estimate is made from the probe's file; no model goes into it, so every shape is left out: the run ends where a bundle
+has a matrix of a size that the probe timed.
 
     python tests/bench/bench_estimate.py prepare
-    python tests/bench/bench_estimate.py run [--rounds 3] [--passes 3] [--others 0.2] [-o FILE]
+    python tests/bench/bench_estimate.py run [--passes 3] [--others 0.2] [-o FILE]
 """
 
 import argparse
@@ -14,7 +15,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ def main() -> None:
     parser.add_argument("verb", choices=("prepare", "run"))
     parser.add_argument("--work", type=Path, default=Path("/tmp/estimate"))
     parser.add_argument("--shapes", type=lambda text: text.split(","), default=SHAPES)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--passes", type=int, default=3, help="passes of each of the two probes")
+    parser.add_argument("--forms", type=lambda text: text.split(";"), default=tuple(FORMS))
+    parser.add_argument("--passes", type=int, default=3, help="passes of the probe, and rounds over all bundles")
     parser.add_argument("--engine", default="genai")
     parser.add_argument("--others", type=float, default=0.2, help="cores of other programs above which to try again")
     parser.add_argument("-o", "--output", type=Path)
@@ -75,28 +76,28 @@ def _bundle(work: Path, shape: str, form: str) -> Path:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Probe, measure, probe again, and print both beside each other."""
-    bundles = {(s, f): _bundle(args.work, s, f) for s in args.shapes for f in FORMS}
-    for bundle in bundles.values():
+    """Probe the machine, measure all bundles after each pass of it, and print both beside each other."""
+    cases = {(s, f): _bundle(args.work, s, f) for s in args.shapes for f in FORMS if f in args.forms}
+    for bundle in cases.values():
         refuse_known_sizes(bundle)
-    first = _probe(args)
-    profiles: dict[tuple[str, str], list[Profile]] = {case: [] for case in bundles}
-    for number in range(args.rounds):
-        for case, bundle in bundles.items():
+    profiles: dict[tuple[str, str], list[Profile]] = {case: [] for case in cases}
+
+    def measure(number: int) -> None:
+        for case, bundle in cases.items():
             profiles[case].append(_undisturbed(bundle, args))
             print(f"round {number + 1} {case}: {profiles[case][-1].decode_tok_s_p50:.1f} tok/s", file=sys.stderr)
-    second = _probe(args)
+
+    device = _probe(args, measure)
     rows = []
-    for case, bundle in bundles.items():
-        estimates = [estimate_bundle(bundle, device, engine=args.engine) for device in (first, second)]
-        rows.append(_row(*case, estimates, profiles[case]))
+    for case, bundle in cases.items():
+        rows.append(_row(*case, estimate_bundle(bundle, device, engine=args.engine), profiles[case]))
         print(json.dumps(rows[-1]))
-    print(f"\n{machine.describe()}, {machine.isa()}, {args.rounds} rounds\n")
+    print(f"\n{machine.describe()}, {device.isa}, {args.engine}, {args.passes} passes and rounds in turns\n")
     print("\n".join(_table(rows)))
     within = sum(abs(row["decode_ratio"] - 1) <= LIMIT for row in rows)
     print(f"\nwithin {LIMIT:.0%} of the measured decode rate: {within} of {len(rows)}")
     if args.output:
-        args.output.write_text(json.dumps({"rows": rows, "device": first.to_json()}, indent=1), encoding="utf-8")
+        args.output.write_text(json.dumps({"rows": rows, "device": device.to_json()}, indent=1), encoding="utf-8")
 
 
 def _undisturbed(bundle: Path, args: argparse.Namespace) -> Profile:
@@ -116,41 +117,37 @@ def refuse_known_sizes(bundle: Path) -> None:
         raise SystemExit(f"{bundle}: the probe times matrices of its sizes {sizes & timed}: the shape is not left out")
 
 
-def _probe(args: argparse.Namespace) -> Device:
+def _probe(args: argparse.Namespace, after_pass: Callable[[int], None]) -> Device:
     """Return the probe of this machine as its file holds it."""
-    device = probe_machine(name="here", passes=args.passes, others_limit=args.others)
+    device = probe_machine(name="here", passes=args.passes, others_limit=args.others, after_pass=after_pass)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "here.toml"
         file.write_text(to_toml(device.to_json()), encoding="utf-8")
         return load_device(str(file))
 
 
-def _row(shape: str, form: str, estimates: list[Estimate], profiles: list[Profile]) -> dict[str, Any]:
-    """Return the figures of one bundle: the first probe's estimate (the second's beside it) and the rounds' medians."""
-    first, second = estimates
+def _row(shape: str, form: str, estimate: Estimate, profiles: list[Profile]) -> dict[str, Any]:
+    """Return the figures of one bundle: its estimate, and the medians over the rounds."""
     decode = [p.decode_tok_s_p50 for p in profiles]
     middle = {
         name: statistics.median(getattr(p, name) for p in profiles)
         for name in ("decode_tok_s_p50", "prefill_tok_s_p50", "load_s", "peak_rss_bytes")
     }
-    mean = (first.decode_tok_s.value * second.decode_tok_s.value) ** 0.5
     return {
         "shape": shape,
         "form": form,
-        "estimated_decode": round(mean, 1),
-        "probes": [round(e.decode_tok_s.value, 1) for e in estimates],
-        "band": asdict(first.decode_tok_s),
+        "estimated_decode": round(estimate.decode_tok_s.value, 1),
+        "band": asdict(estimate.decode_tok_s),
         "measured_decode": round(middle["decode_tok_s_p50"], 1),
         "rounds": [round(value, 1) for value in decode],
-        "measured_ms_p50": [round(p.decode_ms_p50, 3) for p in profiles],
-        "decode_ratio": round(mean / middle["decode_tok_s_p50"], 3),
-        "estimated_prefill": round(first.prefill_tok_s.value),
+        "decode_ratio": round(estimate.decode_tok_s.value / middle["decode_tok_s_p50"], 3),
+        "estimated_prefill": round(estimate.prefill_tok_s.value),
         "measured_prefill": round(middle["prefill_tok_s_p50"]),
-        "estimated_load_s": round(first.load_s.value, 3),
+        "estimated_load_s": round(estimate.load_s.value, 3),
         "measured_load_s": round(middle["load_s"], 3),
-        "estimated_mb": round(first.memory_bytes / 1e6),
+        "estimated_mb": round(estimate.memory_bytes / 1e6),
         "measured_mb": round(middle["peak_rss_bytes"] / 1e6),
-        "parts_ms": dict(first.parts_ms),
+        "parts_ms": dict(estimate.parts_ms),
     }
 
 
