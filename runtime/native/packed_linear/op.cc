@@ -40,12 +40,12 @@ struct PackedLinear {
     const Tensor gate = runtime.input(context, kGate, &wrong), norm = runtime.input(context, kNorm, &wrong);
     const Tensor residual = runtime.input(context, kResidual, &wrong);
     if (wrong) return wrong;
-    if (x.shape.empty() || x_start + w.k > x.last())
-      return fault("x must have at least %lld columns, got %lld", (long long)(x_start + w.k), (long long)x.last());
+    if (x.shape.empty() || x_start > x.last() - w.k)
+      return fault("x must have %lld columns from %lld on, it has %lld", (long long)w.k, (long long)x_start, (long long)x.last());
     const int64_t tokens = x.last() ? x.count() / x.last() : 0;
-    if (gate && (gate.shape.empty() || gate_start + w.k > gate.last() || gate.count() != tokens * gate.last()))
-      return fault("gate must have %lld rows of at least %lld columns", (long long)tokens,
-                   (long long)(gate_start + w.k));
+    if (gate && (gate.shape.empty() || gate_start > gate.last() - w.k || gate.count() != tokens * gate.last()))
+      return fault("gate must have %lld rows and %lld columns from %lld on", (long long)tokens, (long long)w.k,
+                   (long long)gate_start);
     if (bias && bias.count() != w.n) return fault("bias must have %lld entries", (long long)w.n);
     if (norm && norm.count() != w.k) return fault("norm must have %lld entries", (long long)w.k);
     if (residual && residual.count() != tokens * w.n) return fault("residual must have the shape of the output");
