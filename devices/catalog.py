@@ -93,19 +93,6 @@ class KernelRate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkingSet:
-    """How fast products of one token are where a token reads `bytes` in all, over what the kernels were measured at:
-    of a small set the caches keep a part from one token to the next."""
-
-    bytes: int
-    speed: float
-    source: str
-
-    def __post_init__(self) -> None:
-        _positive(self)
-
-
-@dataclass(frozen=True, kw_only=True)
 class EngineCost:
     """An engine's own part of a decoded token: `step_us`, and `logit_ns` for each entry of the vocabulary."""
 
@@ -201,7 +188,6 @@ class Device:
     accelerator: Accelerator | None = None
     efficiency: Efficiency | None = None
     kernels: tuple[KernelRate, ...] = ()
-    working_sets: tuple[WorkingSet, ...] = ()
     costs: Costs | None = None
     engines: tuple[EngineCost, ...] = ()
     error: float | None = None
@@ -357,7 +343,7 @@ def _check_sources(device: Device) -> None:
     for key in device.source:
         if key not in numbers:
             raise DeviceError(f"source: no number {key!r}{did_you_mean(key, numbers)}")
-    lists = (device.cores, device.kernels, device.working_sets, device.engines)
+    lists = (device.cores, device.kernels, device.engines)
     tables = [*(table for tables in lists for table in tables), device.accelerator, device.efficiency, device.costs]
     used = [*device.source.values(), *(table.source for table in tables if table is not None)]
     used += [cluster.ops_source for cluster in device.cores if cluster.ops_source is not None]

@@ -190,14 +190,6 @@ class _Measured(_Speeds):
         work = product.weights * count / (rate.prefill_gweights_per_s * 1e9)
         return self._costs.product_prefill_us * 1e-6 + max(work, product.weights / (rate.decode_gweights_per_s * 1e9))
 
-    def _set_speed(self, work: Workload, seen: int) -> float:
-        """Return how fast memory is for what one token reads in all, over what kernels were measured with."""
-        sets = sorted(self._device.working_sets, key=lambda each: each.bytes)
-        if not sets:
-            return 1.0
-        held = work.product_bytes + 2 * work.state_bytes + seen * work.cache_bytes_per_token
-        return float(np.interp(np.log(held), [np.log(each.bytes) for each in sets], [each.speed for each in sets]))
-
     def _rate(self, product: Product) -> KernelRate:
         """Return the rate of `product`'s form at its density, else that of the form most like it, by its bytes."""
         if (found := self._rates.get(product.form)) is not None:
@@ -217,7 +209,7 @@ class _Measured(_Speeds):
         )
 
     def token_parts(self, work: Workload, seen: int) -> dict[str, float]:
-        c, speed = self._costs, self._set_speed(work, seen)
+        c = self._costs
         attention = sum(
             c.attention_us * 1e-6 + a.read_bytes(seen) / (c.attention_gb_per_s * 1e9) for a in work.attentions
         )
@@ -228,7 +220,7 @@ class _Measured(_Speeds):
         nodes = work.nodes * (c.node_us * 1e-6 + work.width / (c.node_gelements_per_s * 1e9))
         engine = self._engine_seconds(work)
         return {
-            "products": sum(self.product_seconds(p, 1) for p in work.products) / speed,
+            "products": sum(self.product_seconds(p, 1) for p in work.products),
             "attention": attention,
             "scans": scans + convolutions,
             "other operators": nodes,

@@ -18,7 +18,7 @@ from typing import Literal
 import psutil
 
 from edgeslim.devices import micro_bundle
-from edgeslim.devices.catalog import Cluster, Costs, Device, EngineCost, KernelRate, Source, WorkingSet
+from edgeslim.devices.catalog import Cluster, Costs, Device, EngineCost, KernelRate, Source
 from edgeslim.devices.micro_runs import Cost, MicroRuns, Timing, cost
 from edgeslim.runtime import machine, native_library
 from edgeslim.runtime.engines import import_engine, is_installed
@@ -29,8 +29,8 @@ from edgeslim.runtime.profiler import profile_bundle
 PROMPT = 128
 SMALL, LARGE = (512, 1024), (2048, 4096)
 """Inputs and outputs of the products that are timed."""
-WORKING_SET, WORKING_SETS = 192, (64, 384)
-"""Megabytes of all matrices of one timing; and of the timings that tell what part of a set the caches hold."""
+WORKING_SET = 192
+"""Megabytes of all matrices of one timing."""
 _PROMPT_SET = 8
 _FORMS = ("int8", "int4g64", "int3g64", "fp16", "fp32")
 _DENSITIES = (0.3, 0.5, 0.7)
@@ -104,10 +104,6 @@ def _cases(runs: MicroRuns) -> Iterator[Case]:
     def stock(form: str, tokens: int, size: float) -> Callable[[], Timing]:
         return lambda: runs.stock_product(form, tokens=tokens, k=LARGE[0], n=LARGE[1], megabytes=size)
 
-    for size in WORKING_SETS:
-        form = "dense_int8" if runs.has_kernels else "stock_int8"
-        time_it = product(form, 1.0, 1, LARGE, size) if runs.has_kernels else stock(form, 1, size)
-        yield case(f"set {size} 1", time_it)
     for tokens in (1, PROMPT):
         size = WORKING_SET if tokens == 1 else _PROMPT_SET
         for form in _STOCK:
@@ -190,29 +186,12 @@ def _product_fixed(timings: dict[str, Timing], tokens: int) -> float:
     return cost(timings[f"product small {tokens}"], timings[f"bitmap_int4g64 0.5 {tokens}"]).fixed
 
 
-def _working_sets(timings: dict[str, Timing]) -> tuple[WorkingSet, ...]:
-    """Return how fast the same products are in smaller and larger sets than the kernels were measured with.
-
-    A smaller set is never slower: where it was measured so, that was a disturbance.
-    """
-    form = "dense_int8" if "dense_int8 1 1" in timings else "stock_int8"
-    usual = timings[f"{form} 1 1"].each
-    found = []
-    for size in WORKING_SETS:
-        speed = usual / timings[f"set {size} 1"].each
-        found.append((size, max(1.0, speed) if size < WORKING_SET else min(1.0, speed)))
-    return tuple(
-        WorkingSet(bytes=size * 10**6, speed=round(speed, 3), source=_SOURCE)
-        for size, speed in sorted([*found, (WORKING_SET, 1.0)])
-    )
-
-
 def _kernels(timings: dict[str, Timing], costs: Costs) -> tuple[KernelRate, ...]:
     """Return the rates of products, their fixed part taken off."""
     rates = []
     for name, timing in timings.items():
         form, density, tokens = name.split()
-        if tokens != "1" or form == "set" or not re.fullmatch(r"[\d.]+", density):
+        if tokens != "1" or not re.fullmatch(r"[\d.]+", density):
             continue
         prompt = timings[f"{form} {density} {PROMPT}"]
         rates.append(
@@ -313,7 +292,6 @@ def _device(
         providers=tuple(import_engine("ort").get_available_providers()),
         transport="local",
         kernels=kernels,
-        working_sets=_working_sets(timings),
         costs=costs,
         engines=engines,
         error=round(max(_LEAST_ERROR, _MODEL_ERROR + unsteadiness / 2), 2),
