@@ -142,7 +142,8 @@ class Store:
         text = 'if command -v sha256sum >/dev/null 2>&1; then sha256sum -- "$@"; else "$0" --sha256 "$@"; fi'
         paths = {f"{self.blobs}/{parcel.sha256}": parcel for parcel in parcels}
         done = self._transport.run(["sh", "-c", text, program, *paths], timeout=_HASHING_S)
-        found = dict(reversed(line.split(maxsplit=1)) for line in done.text.splitlines() if len(line.split()) == 2)
+        rows = (line.partition("  ") for line in done.text.splitlines())
+        found = {path.strip(): digest for digest, _, path in rows}
         damaged = [path for path, parcel in paths.items() if found.get(path, parcel.sha256) != parcel.sha256]
         for path in damaged:
             self._transport.remove(path)

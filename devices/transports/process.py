@@ -93,7 +93,7 @@ def _listen(
     on_wait: Callable[[], None] | None,
 ) -> str:
     deadline = None if timeout is None else time.monotonic() + timeout
-    heard = []
+    heard: list[bytes] = []
     while True:
         left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
         if left <= 0:
