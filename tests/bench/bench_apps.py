@@ -34,16 +34,15 @@ def main() -> None:
         samples: dict[str, list[Sample]] = {engine: [] for engine in libraries}
         for _ in range(args.rounds):
             for engine, library in libraries.items():
-                samples[engine].append(run_app(app, engine, library, args.bundle, args.prompt_tokens, args.new_tokens))
+                samples[engine].append(run_app(app, engine, library, args))
     for engine, each in samples.items():
         print(json.dumps({"engine": engine, "bundle": str(args.bundle), "device": machine.describe(), **medians(each)}))
     if len({sample["last_token"] for each in samples.values() for sample in each}) != 1:
         sys.exit("error: the engines gave different tokens")
     genai, native = medians(samples["genai"]), medians(samples["native"])
-    print(
-        f"native / genai: decode {genai['decode_ms_p50'] / native['decode_ms_p50']:.2f}x, first token in "
-        f"{native['first_token_s'] / genai['first_token_s']:.2f}x, peak {native['peak_rss_bytes'] / genai['peak_rss_bytes']:.2f}x"
-    )
+    decode = genai["decode_ms_p50"] / native["decode_ms_p50"]
+    first, peak = (native[key] / genai[key] for key in ("first_token_s", "peak_rss_bytes"))
+    print(f"native / genai: decode {decode:.2f}x, first token in {first:.2f}x, peak {peak:.2f}x")
 
 
 def compile_app(folder: Path) -> Path:
@@ -53,16 +52,18 @@ def compile_app(folder: Path) -> Path:
         sys.exit("error: no C++ compiler")
     app = folder / "app"
     source = ROOT / "tests" / "bench" / "apps" / "app.cc"
-    subprocess.run([compiler, "-std=c++17", "-O2", "-I", ROOT / "runtime" / "native", source, "-o", app, "-ldl"], check=True)
+    subprocess.run(
+        [compiler, "-std=c++17", "-O2", "-I", ROOT / "runtime" / "native", source, "-o", app, "-ldl"], check=True
+    )
     return app
 
 
-def run_app(app: Path, engine: str, library: Path | None, bundle: Path, prompt: int, new: int) -> Sample:
-    """Return what one fresh process says of itself."""
+def run_app(app: Path, engine: str, library: Path | None, args: argparse.Namespace) -> Sample:
+    """Return what one fresh process on the bundle of `args` says of itself."""
     if library is None:
         sys.exit(f"error: no library of {engine} here")
     environment = {**os.environ, "ORT_LIB_PATH": str(onnxruntime_library())}  # where genai looks
-    command = [app, engine, library, bundle, str(prompt), str(new)]
+    command = [app, engine, library, args.bundle, str(args.prompt_tokens), str(args.new_tokens)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{engine}: {done.stderr.strip()}")

@@ -337,7 +337,7 @@ def test_weights_outside_of_the_bundle_are_refused(bundle_copy, location):
         entry.value = location.format(outside=weights)
     (bundle_copy / "model.onnx").write_bytes(model.SerializeToString())
     (bundle_copy / "edgeslim.json").unlink()
-    with pytest.raises(BundleError, match="escapes|Absolute path|lies outside"):
+    with pytest.raises(BundleError, match=r"escapes|Absolute path|lies outside"):
         NativeSession(bundle_copy)
 
 

@@ -1,4 +1,4 @@
-"""What can be measured: a bundle on the engine that `auto` means for it or a file in llama.cpp, each in a fresh process."""
+"""What can be measured: a bundle on the engine that `auto` means, a file in llama.cpp; each in a fresh process."""
 
 import json
 import resource
