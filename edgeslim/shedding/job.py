@@ -17,12 +17,12 @@ from edgeslim.calibration import Calibration
 from edgeslim.checkpoint import Checkpoint, Skeleton, quiet_transformers
 from edgeslim.errors import CheckpointError, first_line
 from edgeslim.gridfile import GRID_FILE
-from edgeslim.journal import resumable_folder
+from edgeslim.journal import Journal, resumable_folder
 from edgeslim.progress import Progress
 from edgeslim.reducer import read_config
 from edgeslim.shedding.forms import with_heads, without_blocks
 from edgeslim.shedding.model import SheddableModel
-from edgeslim.shedding.search import Amount, Found, Search
+from edgeslim.shedding.search import Amount, Found, Search, check_amount
 
 REPORT = "shed_report.json"
 INDEX = "model.safetensors.index.json"
@@ -83,60 +83,70 @@ def shed_checkpoint(
     """
     config = read_config(checkpoint.folder)
     _refuse_later_stages(checkpoint, config)
-    arguments = {
+    progress(0, 1, "loading the model")
+    with quiet_transformers(), torch.no_grad():
+        tokens = job.calibration.tokens.to(job.device)
+        skeleton = Skeleton(checkpoint, checkpoint.load(device=job.device))
+        model = SheddableModel(skeleton.model, list(skeleton.blocks), tokens)
+        check_amount(model, job.amount, job.method)
+        if job.amount.heads:
+            _with_fewer_heads(checkpoint, config, job.amount.heads)  # refused now rather than after the search
+        with resumable_folder(output, _arguments(checkpoint, job), force=force, restart=restart) as (journal, content):
+            report = _shed(checkpoint, config, skeleton, model, job, journal, content, progress)
+            del skeleton, model
+            progress(0, 1, "reading it back")
+            report = _tried(Checkpoint(content, checkpoint.trust_remote_code), report, tokens)
+            (content / REPORT).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def _arguments(checkpoint: Checkpoint, job: ShedJob) -> dict[str, Any]:
+    """Return what must be equal for a search to be resumed."""
+    return {
         "model": str(checkpoint.folder.resolve()),
         "job": {**asdict(job), "calibration": job.calibration.description},
         "windows": list(job.calibration.tokens.shape),
         "versions": {"edgeslim": __version__, "torch": torch.__version__},
     }
-    with (
-        quiet_transformers(),
-        torch.no_grad(),
-        resumable_folder(output, arguments, force=force, restart=restart) as (journal, content),
-    ):
-        progress(0, 1, "loading the model")
-        tokens = job.calibration.tokens.to(job.device)
-        skeleton = Skeleton(checkpoint, checkpoint.load(device=job.device))
-        model = SheddableModel(skeleton.model, list(skeleton.blocks), tokens)
-        if "dense" not in journal.steps:
-            journal.finish("dense", {"loss": model.loss()})
-        files = BlockFiles(checkpoint, skeleton.blocks_name)
-        dense_parameters = sum(parameter.numel() for parameter in skeleton.model.parameters())
-        search = Search(
-            model,
-            job.amount,
-            journal,
-            progress,
-            method=job.method,
-            refit=job.refit,
-            seed=job.seed,
-            dtype_of=files.dtype_of,
-        )
-        found = search.run()
-        progress(0, 1, "writing the smaller checkpoint")
-        smaller = _smaller_config(checkpoint, config, found, len(skeleton.blocks))
-        tensors = {index: search.smaller_tensors(index) for index in found.heads}
-        renamed, tied = smaller["model_type"] != config["model_type"], checkpoint.config.tie_word_embeddings
-        files.write(content, found.blocks, tensors, partial(_nemotron_names, tied=tied) if renamed else _same_name)
-        del skeleton, model, search
-        report = ShedReport(
-            method=job.method,
-            blocks=tuple(found.blocks),
-            heads={index: tuple(heads) for index, heads in found.heads.items()},
-            parameters=0,
-            dense_parameters=dense_parameters,
-            loss=found.loss,
-            dense_loss=journal.steps["dense"]["loss"],
-            model_type=smaller["model_type"],
-            calibration=job.calibration.description,
-        )
-        shed = {"method": job.method, "refit": job.refit, "blocks": found.blocks, "heads": found.heads}
-        smaller["edgeslim"] = {**(config.get("edgeslim") or {}), "version": __version__, "shed": shed}
-        (content / "config.json").write_text(json.dumps(smaller, indent=2) + "\n", encoding="utf-8")
-        progress(0, 1, "reading it back")
-        report = _tried(Checkpoint(content, checkpoint.trust_remote_code), report, tokens)
-        (content / REPORT).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
-    return report
+
+
+def _shed(
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    skeleton: Skeleton,
+    model: SheddableModel,
+    job: ShedJob,
+    journal: Journal,
+    content: Path,
+    progress: Progress,
+) -> ShedReport:
+    """Search, write the smaller checkpoint into `content` and return the report, which still lacks its parameters."""
+    if "dense" not in journal.steps:
+        journal.finish("dense", {"loss": model.loss()})
+    dense_parameters = sum(parameter.numel() for parameter in skeleton.model.parameters())
+    files = BlockFiles(checkpoint, skeleton.blocks_name)
+    options: dict[str, Any] = {"method": job.method, "refit": job.refit, "seed": job.seed}
+    search = Search(model, job.amount, journal, progress, dtype_of=files.dtype_of, **options)
+    found = search.run()
+    progress(0, 1, "writing the smaller checkpoint")
+    smaller = _smaller_config(checkpoint, config, found, len(skeleton.blocks))
+    tensors = {index: search.smaller_tensors(index) for index in found.heads}
+    renamed, tied = smaller["model_type"] != config["model_type"], checkpoint.config.tie_word_embeddings
+    files.write(content, found.blocks, tensors, partial(_nemotron_names, tied=tied) if renamed else _same_name)
+    shed = {**options, "blocks": found.blocks, "heads": found.heads}
+    smaller["edgeslim"] = {**(config.get("edgeslim") or {}), "version": __version__, "shed": shed}
+    (content / "config.json").write_text(json.dumps(smaller, indent=2) + "\n", encoding="utf-8")
+    return ShedReport(
+        method=job.method,
+        blocks=tuple(found.blocks),
+        heads={index: tuple(heads) for index, heads in found.heads.items()},
+        parameters=0,
+        dense_parameters=dense_parameters,
+        loss=found.loss,
+        dense_loss=journal.steps["dense"]["loss"],
+        model_type=smaller["model_type"],
+        calibration=job.calibration.description,
+    )
 
 
 class BlockFiles:
@@ -218,11 +228,13 @@ def _smaller_config(checkpoint: Checkpoint, config: Mapping[str, Any], found: Fo
     new = without_blocks(config, found.blocks, depth, depth_key)
     if not found.heads:
         return new
+    return _with_fewer_heads(checkpoint, new, len(next(iter(found.heads.values()))))
+
+
+def _with_fewer_heads(checkpoint: Checkpoint, config: Mapping[str, Any], count: int) -> dict[str, Any]:
     whole = checkpoint.config.to_dict()
     before = whole["num_heads" if config["model_type"] == "mamba2" else "mamba_num_heads"]
-    return with_heads(
-        new, before - len(next(iter(found.heads.values()))), {**whole, depth_key: depth - len(found.blocks)}
-    )
+    return with_heads(config, before - count, whole)
 
 
 def _same_name(name: str) -> list[str]:

@@ -42,11 +42,31 @@ class Found:
     loss: float
 
 
-class Search:
-    """One search on `model`, which it changes. `method` is measured, random, last or magnitude.
+def check_amount(model: SheddableModel, amount: Amount, method: str) -> None:
+    """Raise RecipeError where `model` has not that much to take out, or the share of its parameters is too small."""
+    sizes, shapes = _sizes(model), dict(_shapes(model))
+    if amount.blocks >= len(sizes):
+        raise RecipeError(f"blocks must be less than the model's {len(sizes)}, got {amount.blocks}")
+    if amount.heads and not shapes:
+        raise RecipeError("heads can be taken out of Mamba-2 mixers only, and the model has none")
+    if amount.heads and method == "last":
+        raise RecipeError("method last is for blocks; take measured, random or magnitude for heads")
+    groups, heads = max(((shape.groups, shape.heads) for shape in shapes.values()), default=(1, 1))
+    if amount.heads and (amount.heads % groups or amount.heads >= heads):
+        raise RecipeError(f"heads must be a multiple of {groups} below {heads}, got {amount.heads}")
+    if amount.parameters is None:
+        return
+    total = _count(model.model)
+    least = min(min(sizes), (method != "last" and _round_size(model)) or min(sizes))
+    if amount.parameters * total < least:
+        raise RecipeError(f"parameters {amount.parameters:g} is less than the least that can go, {least / total:.4f}")
 
-    `refit` solves the output projections of smaller mixers for the dense mixers' outputs. `dtype_of` says in which
-    dtype a tensor of a block is stored: what is solved is rounded to it.
+
+class Search:
+    """One search on `model`, which it changes, for an `amount` that `check_amount` let pass.
+
+    `method` is measured, random, last or magnitude. `refit` solves the output projections of smaller mixers for the
+    dense mixers' outputs. `dtype_of` says in which dtype a tensor of a block is stored: what is solved is rounded so.
     """
 
     def __init__(
@@ -63,25 +83,16 @@ class Search:
     ) -> None:
         self.model, self._amount, self._journal, self._progress = model, amount, journal, progress
         self._method, self._refit, self._seed, self._dtype_of = method, refit, seed, dtype_of
-        self._heads = {index: list(range(shape.heads)) for index, shape in self._shapes()}
+        self._heads = {index: list(range(shape.heads)) for index, shape in _shapes(model)}
         self._originals: dict[int, nn.Module] = {}
-        self._total = sum(parameter.numel() for parameter in model.model.parameters())
-        self._sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks]
+        self._sizes = _sizes(model)
 
     def run(self) -> Found:
-        """Choose and take out; return what went.
-
-        Raises: RecipeError where there is not that much, or too little is asked for.
-        """
+        """Choose and take out; return what went."""
         before = {index: list(heads) for index, heads in self._heads.items()}
-        budget = None if self._amount.parameters is None else self._amount.parameters * self._total
-        left = self._shed_blocks(budget)
+        share = self._amount.parameters
+        left = self._shed_blocks(None if share is None else share * _count(self.model.model))
         rounds = self._rounds(left)
-        if not self.model.gone and not rounds:
-            raise RecipeError(
-                f"parameters {self._amount.parameters} of {self._total:,} is less than one block "
-                f"({min(self._sizes) / self._total:.4f})"
-            )
         for number in range(rounds):
             self.shed_round(number, rounds)
         here = {index: kept for index, kept in self._heads.items() if index not in self.model.gone}
@@ -92,7 +103,7 @@ class Search:
     def parameters(self) -> int:
         """Return how many parameters the model has without the blocks and heads that are out."""
         gone = sum(self._sizes[index] for index in self.model.gone)
-        return sum(parameter.numel() for parameter in self.model.model.parameters()) - gone
+        return _count(self.model.model) - gone
 
     def smaller_tensors(self, index: int) -> dict[str, Tensor]:
         """Return the tensors of block `index` by their names in it, where heads of it went; else none."""
@@ -106,8 +117,6 @@ class Search:
     def _shed_blocks(self, budget: float | None) -> float:
         """Take blocks out, as many as asked for or fit the `budget` of parameters; return what is left of it."""
         count, left = self._amount.blocks, budget or 0.0
-        if count >= len(self.model.blocks):
-            raise RecipeError(f"blocks must be less than the model's {len(self.model.blocks)}, got {count}")
         step = 0
         while step < count if budget is None else min(self._sizes) <= left:
             total = count if budget is None else int(budget // min(self._sizes))
@@ -153,23 +162,13 @@ class Search:
 
     def _rounds(self, left: float) -> int:
         """Return how many times every mixer gives up a head of each group."""
-        shapes = dict(self._shapes())
-        if self._amount.parameters is not None:
-            if not shapes or self._method == "last":
-                return 0
-            a_round = sum(self._head_parameters(index) * shape.groups for index, shape in shapes.items())
-            most = min(shape.heads // shape.groups for shape in shapes.values()) - 1
-            return min(most, int(left // a_round))
-        if not self._amount.heads:
+        shapes = [shape for _, shape in _shapes(self.model)]
+        if not shapes or (self._amount.parameters is not None and self._method == "last"):
             return 0
-        if not shapes:
-            raise RecipeError("heads can be taken out of Mamba-2 mixers only, and the model has none")
-        if self._method == "last":
-            raise RecipeError("method last is for blocks; take measured, random or magnitude for heads")
-        groups, heads = max((shape.groups, shape.heads) for shape in shapes.values())
-        if self._amount.heads % groups or self._amount.heads >= heads:
-            raise RecipeError(f"heads must be a multiple of {groups} below {heads}, got {self._amount.heads}")
-        return self._amount.heads // groups
+        if self._amount.parameters is None:
+            return self._amount.heads // shapes[0].groups
+        most = min(shape.heads // shape.groups for shape in shapes) - 1
+        return min(most, int(left // _round_size(self.model)))
 
     def shed_round(self, number: int, rounds: int) -> None:
         """Take a head of each group out of every mixer, from the first block to the last."""
@@ -254,17 +253,6 @@ class Search:
         value = self._mixer(index).get_parameter(name)
         value.copy_(value.to(self._dtype_of(index, f"mixer.{name}")))
 
-    def _shapes(self) -> Iterator[tuple[int, HeadShape]]:
-        for index, block in enumerate(self.model.blocks):
-            mixer = getattr(block, "mixer", None)
-            if index not in self.model.gone and type(mixer).__name__ in MIXERS:
-                yield index, _shape(mixer)
-
-    def _head_parameters(self, index: int) -> int:
-        mixer = self._mixer(index)
-        count: int = _shape(mixer).parameters(mixer.hidden_size, mixer.conv_kernel_size)
-        return count
-
     def _mixer(self, index: int) -> Any:
         return self.model.blocks[index].mixer
 
@@ -284,6 +272,28 @@ def shrink_mixer_(mixer: Any, keep: Sequence[int]) -> None:
     mixer.conv_dim = inner + 2 * shape.groups * shape.state
     mixer.conv1d.in_channels = mixer.conv1d.out_channels = mixer.conv1d.groups = mixer.conv_dim
     mixer.norm.group_size = inner // shape.groups
+
+
+def _shapes(model: SheddableModel) -> Iterator[tuple[int, HeadShape]]:
+    """Yield number and shape of the mixers whose heads can go, of the blocks that are there."""
+    for index, block in enumerate(model.blocks):
+        mixer = getattr(block, "mixer", None)
+        if index not in model.gone and type(mixer).__name__ in MIXERS:
+            yield index, _shape(mixer)
+
+
+def _round_size(model: SheddableModel) -> int:
+    """Return how many parameters go where every mixer gives up a head of each group."""
+    mixers: list[Any] = [getattr(model.blocks[index], "mixer", None) for index, _ in _shapes(model)]
+    return sum(_shape(m).parameters(m.hidden_size, m.conv_kernel_size) * m.n_groups for m in mixers)
+
+
+def _sizes(model: SheddableModel) -> list[int]:
+    return [_count(block) for block in model.blocks]
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _shape(mixer: Any) -> HeadShape:
