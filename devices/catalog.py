@@ -258,7 +258,7 @@ def read_device(file: Path) -> Device:
     return _table(Device, table, str(file))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> dict[str, Any]:
     """Return `value` as plain objects under the names of the file; what is None or empty is left out."""
     table: dict[str, Any] = {}
     for key, content in asdict(value).items():

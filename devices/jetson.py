@@ -102,5 +102,7 @@ def parse_nvpmodel_status(text: str, conf: str = "") -> str | None:
     if found is None:
         return None
     number = int(found[1])
-    names = {int(n): name for n, name in re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", conf)}
+    names: dict[int, str] = {
+        int(n): name for n, name in re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", conf)
+    }
     return names.get(number, f"mode {number}")

@@ -514,7 +514,7 @@ def profile(
         bench_dir=None if bench_dir is None else str(bench_dir),
     )
     if repeat is not None:
-        return _repeat(bundles, repeat, {**options, **_given(device=(device or [None])[0])}, as_json=as_json)
+        return _repeat(bundles, repeat, {**options, **_given(device=device[0] if device else None)}, as_json=as_json)
     failures: list[str] = []
     with _reporting() as progress:
         from edgeslim.reporting.collect import profile_all

@@ -206,11 +206,11 @@ def beside_dense(
     def half(number: int) -> Progress | None:
         return None if on_progress is None else lambda done, total: on_progress(number * total + done, 2 * total)
 
-    scores = [
+    reduced_scores, dense_scores = (
         score(model_of, tokens, tasks, amount, on_progress=half(number))
         for number, model_of in enumerate((reduced, dense))
-    ]
-    return compare(*scores, tasks, amount, plan)
+    )
+    return compare(reduced_scores, dense_scores, tasks, amount, plan)
 
 
 def compare(

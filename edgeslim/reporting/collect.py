@@ -52,7 +52,7 @@ def profile_all(
 
 
 def _perplexity(bundle: Path, text: str, seqlen: int | None, progress: Progress) -> float:
-    options = {} if seqlen is None else {"seqlen": seqlen}
+    options: dict[str, Any] = {} if seqlen is None else {"seqlen": seqlen}
     result: Any = api.eval(bundle, text=text, progress=progress, **options)
     return float(result.perplexity)
 

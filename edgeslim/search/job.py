@@ -13,6 +13,7 @@ from edgeslim.evaluate.perplexity import PerplexityResult
 from edgeslim.journal import Journal, Record, resumable_folder
 from edgeslim.progress import Progress
 from edgeslim.recipe import FrontierRecipe, PruneRecipe
+from edgeslim.runtime.profiler import Profile
 from edgeslim.search.allocation import Option, allocate
 from edgeslim.search.forms import CANDIDATES, parse_range
 from edgeslim.search.report import markdown, plot, require_matplotlib
@@ -129,6 +130,7 @@ class _Run:
         speeds: dict[str, float] = {}
         if self._recipe.profile:
             profile = api.profile(bundle, progress=progress)
+            assert isinstance(profile, Profile)
             speeds = {"decode_tok_s": profile.decode_tok_s_p50, "prefill_tok_s": profile.prefill_tok_s_p50}
         size = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
         shutil.rmtree(self._scratch)

@@ -191,6 +191,6 @@ def _zeros(graph: ir.Graph, count: int) -> ir.Value:
     if name not in graph.initializers:
         tensor = ir.tensor(np.zeros(count, np.float32), name=name)
         graph.register_initializer(
-            ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            ir.Value(name=name, shape=ir.Shape([count]), type=ir.TensorType(tensor.dtype), const_value=tensor)
         )
     return graph.initializers[name]
