@@ -17,6 +17,8 @@ PROGRAMS = (
     "engine_test",
     "fuzz",
     "fuzz_bundle",
+    "builtin_test",
+    "fuzz_graph",
     "fuzz_load",
     "soak",
     "tokens",

@@ -20,6 +20,7 @@ namespace {
 using namespace edgeslim;
 
 int64_t passed = 0, failed = 0;
+uint32_t executor = 0;  // flags of every model: with ONNX Runtime, or without it where that can be
 
 void expect(bool holds, const char* what) {
   ++(holds ? passed : failed);
@@ -169,7 +170,8 @@ struct Owner {
   Owner(const char* bundle, const char* runtime, int64_t room = 0, int64_t chunk = 0) {
     edgeslim_model_options options = {};
     options.size = sizeof options;
-    options.threads = 1;
+    options.flags = executor;
+    options.threads = 2;
     options.onnxruntime = runtime;
     edgeslim_error error;
     expect(!edgeslim_model_load(bundle, &options, &model, &error), "a bundle loads");
@@ -304,6 +306,9 @@ void faults(const char* bundle, const char* runtime) {
   options.graph = "edgeslim.json";
   expect(edgeslim_model_load(bundle, &options, &model, &error) == EDGESLIM_BAD_BUNDLE, "a graph that is none");
   options.graph = nullptr;
+  options.flags = EDGESLIM_WITH_ONNXRUNTIME | EDGESLIM_WITHOUT_ONNXRUNTIME;
+  expect(edgeslim_model_load(bundle, &options, &model, &error) == EDGESLIM_INVALID_ARGUMENT, "both executors");
+  options.flags = EDGESLIM_WITH_ONNXRUNTIME;
   options.onnxruntime = "/nowhere/libonnxruntime.so";
   expect(edgeslim_model_load(bundle, &options, &model, &error) == EDGESLIM_RUNTIME_UNAVAILABLE, "no runtime");
   options.onnxruntime = "libc.so.6";
@@ -384,11 +389,14 @@ int main(int argc, char** argv) {
   bundle_reader();
   samplers();
   if (argc == 3) {
-    sessions(argv[1], argv[2]);
-    saved_states(argv[1], argv[2]);
-    cancelling(argv[1], argv[2]);
-    faults(argv[1], argv[2]);
-    for (int i = 0; i < 10; ++i) Owner(argv[1], argv[2]);
+    for (const uint32_t flags : {uint32_t{0}, uint32_t{EDGESLIM_WITH_ONNXRUNTIME}}) {
+      executor = flags;
+      sessions(argv[1], argv[2]);
+      saved_states(argv[1], argv[2]);
+      cancelling(argv[1], argv[2]);
+      faults(argv[1], argv[2]);
+      for (int i = 0; i < 10; ++i) Owner(argv[1], argv[2]);
+    }
   }
   std::printf("%lld passed, %lld failed\n", (long long)passed, (long long)failed);
   return failed != 0;
