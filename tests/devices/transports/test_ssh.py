@@ -10,6 +10,8 @@ from edgeslim.devices.transports import open_transport, ssh
 from edgeslim.devices.transports.ssh import SshTarget
 from edgeslim.errors import DeviceError
 
+LONG_LOOP = "i=0; while [ $i -lt 2000000 ]; do i=$((i + 1)); done"  # seconds; it ends where nobody ends it
+
 
 @pytest.mark.parametrize(
     ("spec", "target"),
@@ -122,7 +124,7 @@ def test_a_command_that_takes_too_long_is_ended(board: SshServer) -> None:
         open_transport("ssh://board") as device,
         pytest.raises(DeviceError, match=r"^ssh://board: sh did not end within 0.3 s"),
     ):
-        device.run(["sh", "-c", "sleep 5"], timeout=0.3)
+        device.run(["sh", "-c", LONG_LOOP], timeout=0.3)
 
 
 def test_a_connection_that_ends_is_one_line(board: SshServer) -> None:
@@ -133,7 +135,7 @@ def test_a_connection_that_ends_is_one_line(board: SshServer) -> None:
         open_transport("ssh://board") as device,
         pytest.raises(DeviceError, match=r"^ssh://board: the connection was lost"),
     ):
-        device.run(["sh", "-c", "echo begun; sleep 5"], on_text=drop)
+        device.run(["sh", "-c", f"echo begun; {LONG_LOOP}"], on_text=drop)
 
 
 def test_without_an_ssh_program_its_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
