@@ -30,6 +30,7 @@ def test_arguments_and_the_status_arrive_as_they_are(phone: Phone) -> None:
     assert done.status == 7
 
 
+@pytest.mark.device
 def test_what_a_command_says_on_stderr_is_heard(phone: Phone) -> None:
     with open_transport(f"adb:{phone.serial}") as device:
         done = device.run(["cat", "/nowhere"])
