@@ -5,7 +5,7 @@ BIN := .venv/bin
 NATIVE := $(shell find runtime/native -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test devices slow check format bench train kill-resume memory optimum bench-partners native cross sanitize fuzz browser cross-tokens soak java android clean
+.PHONY: help install demo test phones slow check format bench train kill-resume memory optimum bench-partners native cross sanitize fuzz browser cross-tokens soak java android clean
 
 help:                ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -24,7 +24,7 @@ demo: install        ## prune, export, run, profile and compare a bundled model
 test: install        ## the whole test suite, under ten minutes on two cores
 	$(BIN)/python -m pytest -q -m "not slow and not gpu and not device"
 
-devices: install     ## phones that vanish, and an aarch64 phone under qemu; connected devices
+phones: install      ## phones that vanish, and an aarch64 phone under qemu; connected devices
 	$(BIN)/python -m pytest -q -m device
 	$(BIN)/python -m pytest -q tests/devices/test_phones.py -m slow
 
