@@ -21,8 +21,8 @@ import onnx_ir as ir
 
 from edgeslim.runtime.config import read_config
 from edgeslim.runtime.manifest import GRAPH
+from edgeslim.runtime.operators import ProfiledSession
 from edgeslim.runtime.profiler_worker import random_prompt
-from edgeslim.runtime.session import OrtSession
 
 
 def main() -> None:
@@ -70,24 +70,6 @@ def run(args: argparse.Namespace, folder: Path) -> tuple[list[float], list[dict[
         if event.get("cat") == "Node" and "op_name" in event["args"]:
             runs[event["name"]].append(event)
     return steps, [event for of_node in runs.values() for event in of_node[-len(steps) :]]
-
-
-class ProfiledSession(OrtSession):
-    """A session whose engine records the time of each node."""
-
-    def __init__(self, bundle: Path, *, threads: int, prefix: Path) -> None:
-        self._prefix = prefix
-        super().__init__(bundle, threads=threads)
-
-    def _options(self, bundle: Path, threads: int | None) -> Any:
-        options = super()._options(bundle, threads)
-        options.enable_profiling = True
-        options.profile_file_prefix = str(self._prefix)
-        return options
-
-    def end_profiling(self) -> Path:
-        """Stop recording and return the file of events."""
-        return Path(self._session.end_profiling())
 
 
 def constant_bytes(graph: Path) -> dict[str, int]:

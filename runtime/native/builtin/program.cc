@@ -16,6 +16,15 @@ const ort::CustomOp* operator_named(const std::string& name) {
   return nullptr;
 }
 
+// What `status` says, if anything; releases it.
+Fault take_fault(ort::Status* status) {
+  if (!status) return {};
+  const ort::SessionFunctions f(api_base()->get_api(ort::kApiVersion));
+  const Fault wrong = fault("%s", f.error_message(status));
+  f.release_status(status);
+  return wrong;
+}
+
 Fault at_node(const Node& node, const Fault& wrong) {
   return fault("%.100s (%.60s): %s", node.name.c_str(), node.op.c_str(), wrong.text);
 }
@@ -172,12 +181,7 @@ Fault Program::add_step(const Node& node, bool operators) {
     const ort::Api* api = api_base()->get_api(ort::kApiVersion);
     const KernelView view = {this, &step, nullptr};
     const auto* info = reinterpret_cast<const ort::KernelInfo*>(&view);
-    if (ort::Status* status = step.op->create_kernel_v2(step.op, api, info, &step.kernel)) {
-      const ort::SessionFunctions f(api);
-      const Fault wrong = fault("%s", f.error_message(status));
-      f.release_status(status);
-      return wrong;
-    }
+    if (Fault wrong = take_fault(step.op->create_kernel_v2(step.op, api, info, &step.kernel))) return wrong;
   }
   steps_.push_back(std::move(step));
   return {};
@@ -259,7 +263,6 @@ Fault Program::check_inputs(const Step& step, const Run& run) const {
 }
 
 Fault Program::run_steps(Run* run, const std::atomic<bool>& terminate) const {
-  const ort::SessionFunctions f(api_base()->get_api(ort::kApiVersion));
   std::vector<const Tensor*> inputs;
   for (const Step& step : steps_) {
     if (terminate.load(std::memory_order_relaxed)) return fault("stopped");
@@ -267,10 +270,7 @@ Fault Program::run_steps(Run* run, const std::atomic<bool>& terminate) const {
     Fault wrong;
     if (step.op) {
       if (Fault bad = check_inputs(step, *run)) return at_node(*step.node, bad);
-      if (ort::Status* status = step.op->compute_v2(step.kernel, reinterpret_cast<ort::KernelContext*>(&view))) {
-        wrong = fault("%s", f.error_message(status));
-        f.release_status(status);
-      }
+      wrong = take_fault(step.op->compute_v2(step.kernel, reinterpret_cast<ort::KernelContext*>(&view)));
     } else {
       inputs.clear();
       for (const int number : step.inputs) inputs.push_back(number < 0 ? nullptr : run->values[std::size_t(number)]);

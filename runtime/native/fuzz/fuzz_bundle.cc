@@ -1,12 +1,10 @@
 // Damaged edgeslim.json, genai_config.json, config.json and generation_config.json, given to the readers in process:
 // `fuzz_bundle SEED COUNT [FIRST] [--seconds S]`. Each execution takes valid files and changes a few bytes, words or
 // pieces. What is accepted must lie inside the bundle and in range. Execution i depends on SEED and i alone.
-#include <chrono>
-#include <cstdio>
-#include <cstdlib>
 #include <string>
 
 #include "engine/bundle.h"
+#include "fuzz/campaign.h"
 #include "fuzz/mutate.h"
 
 namespace {
@@ -70,32 +68,4 @@ const char* execute(Random& random, bool* accepted) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  int64_t numbers[3] = {0, 0, 0};
-  double most = 1e9;
-  for (int i = 1, place = 0; i < argc; ++i) {
-    if (!std::strcmp(argv[i], "--seconds") && i + 1 < argc)
-      most = std::atof(argv[++i]);
-    else if (place < 3)
-      numbers[place++] = std::atoll(argv[i]);
-  }
-  if (numbers[1] <= 0) {
-    std::fprintf(stderr, "usage: fuzz_bundle SEED COUNT [FIRST] [--seconds S]\n");
-    return 2;
-  }
-  const auto begin = std::chrono::steady_clock::now();
-  const auto passed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
-  int64_t done = 0, accepted = 0;
-  for (; done < numbers[1] && (done % 256 || passed() < most); ++done) {
-    Random random(uint64_t(numbers[0]) * 0x100000001b3u + uint64_t(numbers[2] + done) + 1);
-    bool taken = false;
-    if (const char* finding = execute(random, &taken)) {
-      std::printf("finding: %s; repeat it by: fuzz_bundle %lld 1 %lld\n", finding, (long long)numbers[0], (long long)(numbers[2] + done));
-      return 1;
-    }
-    accepted += taken;
-  }
-  std::printf("seed %lld: %lld executions in %.0f s, %lld accepted, no finding\n", (long long)numbers[0], (long long)done, passed(),
-              (long long)accepted);
-  return 0;
-}
+int main(int argc, char** argv) { return edgeslim::fuzz::run_campaign("fuzz_bundle", argc, argv, execute); }
