@@ -22,6 +22,7 @@ from edgeslim.exporters.functions import DOMAIN, SCAN, scan_function
 from edgeslim.exporters.packed_nodes import sole_user
 from edgeslim.exporters.passes.fuse_causal_conv import columns_of, constant, is_last_axis, put, use_function
 from edgeslim.exporters.passes.fuse_gate import remove_unread
+from edgeslim.exporters.passes.traced import Traced, UnlikeError, is_vector, require
 
 
 class FuseStateSpace(ir.passes.InPlacePass):
@@ -35,64 +36,39 @@ class FuseStateSpace(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, bool(found))
 
 
-class _Unlike(Exception):
-    """The graph departs from the pattern."""
-
-
 @dataclass(kw_only=True)
-class _Matched:
-    """What a matched pattern is made of. `nodes` are those that go, if nobody else reads them."""
+class _Matched(Traced):
+    """What a matched pattern is made of."""
 
     attention: ir.Node
     heads: int
     head_size: int
     state_size: int
     groups: int = 0
-    nodes: list[ir.Node] = field(default_factory=list)
     sources: list[ir.Value] = field(default_factory=list)
     dt_start: int = 0
     y: ir.Value | None = None
-
-    def step(self, value: ir.Value | None, op: str, count: int) -> list[ir.Value]:
-        """Return the `count` inputs of the node of operator `op` that made `value`, and note the node."""
-        node = value.producer() if value is not None else None
-        inputs = [v for v in node.inputs if v is not None] if node is not None else []
-        _require(node is not None and node.op_type == op and node.domain == "" and len(inputs) == count)
-        assert node is not None
-        self.nodes.append(node)
-        return inputs
-
-    def reshaped(self, value: ir.Value | None, *shapes: list[int]) -> ir.Value:
-        """Return what a Reshape to one of `shapes` read to make `value`."""
-        source, shape = self.step(value, "Reshape", 2)
-        _require(constant(shape) in shapes and not self.nodes[-1].attributes.get_int("allowzero", 0))
-        return source
-
-
-def _require(holds: bool) -> None:
-    if not holds:
-        raise _Unlike
 
 
 def _match(node: ir.Node) -> _Matched | None:
     """Return the pattern around a LinearAttention node, None where there is another."""
     try:
         return _matched(node)
-    except _Unlike:
+    except UnlikeError:
         return None
 
 
 def _matched(node: ir.Node) -> _Matched:
     m = _gated(node)
     query, key, value, past, decay = node.inputs[:5]
-    _require(past is not None)
+    require(past is not None, "there is no state before")
     inner = [[0, 0, m.heads * m.head_size], [0, 0, -1]]
     value_heads = m.reshaped(value, *inner)
     column, x_heads = m.step(value_heads, "Mul", 2)
     if _op(column) != "Unsqueeze":
         column, x_heads = x_heads, column
     dt, axes = m.step(column, "Unsqueeze", 2)
-    _require(constant(axes) in ([-1], [3]))
+    require(constant(axes) in ([-1], [3]), "dt gets another dimension than the last")
     x = m.reshaped(x_heads, [0, 0, m.heads, m.head_size])
     xbc = _split(m, x, key, query)
     raw, dt_bias = _biased(m, dt)
@@ -100,11 +76,12 @@ def _matched(node: ir.Node) -> _Matched:
     skip = _skip(m, x_heads, inner)
     raw_source, m.dt_start = columns_of(raw)
     for parameter in (dt_bias, a_log, skip):
-        _require(_is_vector(parameter, m.heads))
+        require(is_vector(parameter, m.heads), "dt_bias, A_log and D are no constants with an entry a head")
     assert past is not None
     m.sources = [xbc, raw_source, dt_bias, a_log, skip, past]
-    _require(all(v.dtype in (None, ir.DataType.FLOAT) for v in m.sources))
-    _require(_is_closed(m))
+    require(all(v.dtype in (None, ir.DataType.FLOAT) for v in m.sources), "a source is not float32")
+    assert m.y is not None
+    m.require_closed([m.y, m.attention.outputs[1]])
     return m
 
 
@@ -112,16 +89,24 @@ def _gated(node: ir.Node) -> _Matched:
     """Return the beginning of a match: a gated LinearAttention in the form that Mamba-2 needs."""
     a, state = node.attributes, node.inputs[3] if len(node.inputs) > 3 else None
     heads = a.get_int("q_num_heads", 0)
-    _require(set(a) <= {"q_num_heads", "kv_num_heads", "scale", "update_rule", "chunk_size"})
-    _require(heads > 0 and a.get_int("kv_num_heads", 0) == heads)
-    _require(a.get_string("update_rule", "") == "gated" and a.get_float("scale", 0.0) == 1.0)
-    _require(len(node.outputs) == 2 and len(node.inputs) >= 5 and all(v is None for v in node.inputs[5:]))
-    _require(state is not None and state.shape is not None and state.shape.rank() == 4)
+    require(set(a) <= {"q_num_heads", "kv_num_heads", "scale", "update_rule", "chunk_size"}, "it has other attributes")
+    require(heads > 0 and a.get_int("kv_num_heads", 0) == heads, "keys have other heads than queries")
+    require(
+        a.get_string("update_rule", "") == "gated" and a.get_float("scale", 0.0) == 1.0, "it is scaled or not gated"
+    )
+    require(
+        len(node.outputs) == 2 and len(node.inputs) >= 5 and all(v is None for v in node.inputs[5:]),
+        "it has other inputs or outputs",
+    )
+    require(
+        state is not None and state.shape is not None and state.shape.rank() == 4,
+        "the state has no shape of 4 dimensions",
+    )
     assert state is not None and state.shape is not None
     _, of_state, state_size, head_size = state.shape
-    _require(of_state == heads)
+    require(of_state == heads, "the state has other heads")
     if not isinstance(state_size, int) or not isinstance(head_size, int):
-        raise _Unlike
+        raise UnlikeError("the state has a size that is not known")
     return _Matched(attention=node, heads=heads, state_size=state_size, head_size=head_size, nodes=[node])
 
 
@@ -129,11 +114,14 @@ def _split(m: _Matched, x: ir.Value, key: ir.Value | None, query: ir.Value | Non
     """Return the value that x, b and c are the columns of, in this order."""
     parts = [x, _shared(m, key), _shared(m, query)]
     node = x.producer()
-    _require(node is not None and all(part.producer() is node for part in parts))
-    _require([part.index() for part in parts] == [0, 1, 2])
+    require(node is not None and all(part.producer() is node for part in parts), "x, b and c are of different nodes")
+    require([part.index() for part in parts] == [0, 1, 2], "x, b and c stand in another order")
     source, sizes = m.step(x, "Split", 2)
     shared = m.groups * m.state_size
-    _require(is_last_axis(m.nodes[-1]) and constant(sizes) == [m.heads * m.head_size, shared, shared])
+    require(
+        is_last_axis(m.nodes[-1]) and constant(sizes) == [m.heads * m.head_size, shared, shared],
+        "x, b and c are other columns",
+    )
     return source
 
 
@@ -145,12 +133,13 @@ def _shared(m: _Matched, value: ir.Value | None) -> ir.Value:
         repeated = m.reshaped(value, [0, 0, m.heads * m.state_size], [0, 0, -1])
         apart, repeats = m.step(repeated, "Expand", 2)
         times = constant(repeats)
-        _require(times is not None and len(times) == 5 and times[3] > 0 and m.heads % times[3] == 0)
+        fits = times is not None and len(times) == 5 and times[3] > 0 and m.heads % times[3] == 0
+        require(fits, "groups are not repeated for their heads")
         assert times is not None
         groups = m.heads // times[3]
-        _require(times == [1, 1, 1, times[3], 1])
+        require(times == [1, 1, 1, times[3], 1], "more than heads is repeated")
         columns = m.reshaped(apart, [0, 0, groups, 1, m.state_size])
-    _require(m.groups in (0, groups))
+    require(m.groups in (0, groups), "b and c have different groups")
     m.groups = groups
     return columns
 
@@ -167,7 +156,7 @@ def _rate(m: _Matched, decay: ir.Value | None, dt: ir.Value) -> ir.Value:
     minus, by = m.step(decay, "Mul", 2)
     if by is not dt:
         minus, by = by, minus
-    _require(by is dt)
+    require(by is dt, "the decay is no multiple of dt")
     (exponential,) = m.step(minus, "Neg", 1)
     (a_log,) = m.step(exponential, "Exp", 1)
     return a_log
@@ -177,34 +166,23 @@ def _skip(m: _Matched, x_heads: ir.Value, inner: list[list[int]]) -> ir.Value:
     """Return d where d x is added to the output of the attention, and note the sum."""
     scanned = m.attention.outputs[0]
     total = sole_user(scanned)
-    _require(total is not None and total.op_type == "Add" and total.domain == "")
+    require(total is not None and total.op_type == "Add" and total.domain == "", "no sum follows the scan")
     assert total is not None
     m.nodes.append(total)
     m.y = total.outputs[0]
     others = [v for v in total.inputs if v is not scanned]
-    _require(len(others) == 1)
+    require(len(others) == 1, "the scan is added to itself")
     product = m.reshaped(others[0], *inner)
     column, by = m.step(product, "Mul", 2)
     if by is not x_heads:
         column, by = by, column
-    _require(by is x_heads)
+    require(by is x_heads, "what is added is no multiple of x")
     return m.reshaped(column, [1, 1, m.heads, 1], [m.heads, 1])
 
 
 def _op(value: ir.Value) -> str:
     node = value.producer()
     return "" if node is None else node.op_type
-
-
-def _is_vector(value: ir.Value, count: int) -> bool:
-    return value.const_value is not None and list(value.const_value.shape) == [count]
-
-
-def _is_closed(m: _Matched) -> bool:
-    """Return whether only nodes that go read what they make, the two results aside."""
-    kept = [m.y, m.attention.outputs[1]]
-    values = [v for node in m.nodes for v in node.outputs if not any(v is k for k in kept)]
-    return all(not v.is_graph_output() and all(any(use.node is n for n in m.nodes) for use in v.uses()) for v in values)
 
 
 def _replace(model: ir.Model, m: _Matched) -> None:
