@@ -2,6 +2,7 @@
 
     native_tokens.py FOLDER                                        exports the bundles, writes down transformers' tokens
     native_tokens.py FOLDER --ort LIBRARY --run [RUNNER…] tokens   compares what runtime/native/tests/tokens.cc writes
+    native_tokens.py FOLDER --only BUNDLE … --run …                compares some of the bundles (an emulator takes long)
 
 The bundles of tiny-llama and tiny-mamba2: dense (float32, onnxruntime's own operators), packed (half of the weights
 pruned, int8), and reduced (fewer tokens of the prompt kept; float32). transformers has float32 activations and
@@ -34,10 +35,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ort", type=Path, help="ONNX Runtime's library, for the program")
+    parser.add_argument("--only", nargs="+", metavar="BUNDLE", help="compare these bundles alone, such as llama-dense")
     parser.add_argument("--run", nargs=argparse.REMAINDER, help="the program tokens, behind what runs it")
     asked = parser.parse_args()
     if asked.run:
-        return compare(asked.folder, asked.run, asked.ort)
+        return compare(asked.folder, asked.run, asked.ort, asked.only)
     prepare(asked.folder)
     return 0
 
@@ -138,11 +140,15 @@ def case(graph: str, given: list[list[int]], write: Callable[[list[int]], list[i
     return {"graph": graph, "prompts": given, "tokens": [write(prompt) for prompt in given]}
 
 
-def compare(folder: Path, program: Sequence[str], ort: Path | None) -> int:
-    """Run `program` on every bundle and print how its tokens compare; return 1 where any differ."""
+def compare(folder: Path, program: Sequence[str], ort: Path | None, only: Sequence[str] | None = None) -> int:
+    """Run `program` on every bundle, or on those of `only`; print how its tokens compare; return 1 where any differ."""
     expected = json.loads((folder / "expected.json").read_text())
+    if unknown := set(only or ()) - expected.keys():
+        raise SystemExit(f"{folder}: no bundle {min(unknown)}; there are {', '.join(expected)}")
     failed = 0
     for name, one in expected.items():
+        if only and name not in only:
+            continue
         failed += report(name, one["tokens"], written(program, folder / name, ort, one["graph"], one["prompts"]))
         if one["graph"] == EXACT:
             found = written(program, folder / name, ort, EXACT, one["prompts"], WITH_ONNXRUNTIME)
