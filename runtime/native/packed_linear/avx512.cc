@@ -361,47 +361,122 @@ static void expand_tile(const Packed& w, int64_t tile, uint8_t* codes) {
   for (int64_t step = 0; step < w.steps; ++step) _mm512_storeu_si512(codes + kStepPositions * step, reader.next());
 }
 
-// TILES tiles from `tile` on times TOKENS tokens from `token` on; the tiles' codes lie `apart` bytes apart.
+// Before what indexes an array of sums: only unrolled loops leave it in registers.
+#define EDGESLIM_UNROLLED _Pragma("GCC unroll 12")
+
+// sums += steps [first, last) of TILES tiles, whose codes lie `apart` bytes apart, times TOKENS tokens, `a` the first's.
+template <int TILES, int TOKENS>
+static inline void add_steps(const uint8_t* codes, int64_t apart, const int8_t* a, int64_t stride, int64_t first,
+                             int64_t last, __m512i (&sums)[TILES][TOKENS]) {
+  for (int64_t step = first; step < last; ++step) {
+    __m512i column[TILES];
+    EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) column[i] = _mm512_loadu_si512(codes + i * apart + kStepPositions * step);
+    EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t) {
+      const __m512i four = four_inputs(a + t * stride + kStepInputs * step);
+      EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) add_products(sums[i][t], column[i], four);
+    }
+  }
+}
+
+// Asks for the lines that TOKENS tokens of the tiles from `tile` on are written to: wide outputs lie far from the core.
+template <int TILES, int TOKENS>
+static inline void ask_for_outputs(const Output& out, int64_t n, int64_t tile, int64_t token) {
+  const int64_t first = tile * kTileRows, most = n - 1 - first;
+  EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t) {
+    const float* y = out.y + (token + t) * out.y_stride + first;
+    for (int64_t i = 0; i < TILES * kTileRows; i += 16) __builtin_prefetch(y + (i < most ? i : most), 1);
+    __builtin_prefetch(y + (TILES * kTileRows - 1 < most ? TILES * kTileRows - 1 : most), 1);
+  }
+}
+
+// TILES tiles from `tile` on times TOKENS tokens from `token` on: all inputs under one scale.
 template <int TILES, int TOKENS>
 static inline void block(const Packed& w, const uint8_t* codes, int64_t apart, int64_t tile, const Quantized& x,
                          int64_t token, const Output& out) {
-  const int8_t* a = x.codes + token * x.stride;
+  ask_for_outputs<TILES, TOKENS>(out, w.n, tile, token);
+  __m512i sums[TILES][TOKENS];
+  EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t)
+    EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) sums[i][t] = correction(w, x, token + t, 0);
+  add_steps<TILES, TOKENS>(codes, apart, x.codes + token * x.stride, x.stride, 0, w.steps, sums);
+  EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t)  // the tiles of a token lie side by side in memory
+    EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i)
+      emit(out, w.n, tile + i, token + t,
+           Zmm::mul(scaled(w, tile + i, 0, sums[i][t], Zmm::set(0)), Zmm::set(x.scale[token + t])));
+}
+
+// The same where groups of inputs have scales of their own: a second set of sums.
+template <int TILES, int TOKENS>
+static inline void block_of_groups(const Packed& w, const uint8_t* codes, int64_t apart, int64_t tile,
+                                   const Quantized& x, int64_t token, const Output& out) {
+  ask_for_outputs<TILES, TOKENS>(out, w.n, tile, token);
   Zmm total[TILES][TOKENS];
   for (auto& of_tile : total)
     for (Zmm& one : of_tile) one = Zmm::set(0);
   for (int64_t group = 0, step = 0; group < w.groups; ++group) {
-    __m512i sum[TILES][TOKENS];
-    for (int t = 0; t < TOKENS; ++t)
-      for (int i = 0; i < TILES; ++i) sum[i][t] = correction(w, x, token + t, group);
+    __m512i sums[TILES][TOKENS];
+    EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t)
+      EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) sums[i][t] = correction(w, x, token + t, group);
     const int64_t end = step + w.group_steps() < w.steps ? step + w.group_steps() : w.steps;
-    for (; step < end; ++step) {
-      __m512i column[TILES];
-      for (int i = 0; i < TILES; ++i) column[i] = _mm512_loadu_si512(codes + i * apart + kStepPositions * step);
-      for (int t = 0; t < TOKENS; ++t) {
-        const __m512i four = four_inputs(a + t * x.stride + kStepInputs * step);
-        for (int i = 0; i < TILES; ++i) add_products(sum[i][t], column[i], four);
-      }
-    }
-    for (int i = 0; i < TILES; ++i) {
+    add_steps<TILES, TOKENS>(codes, apart, x.codes + token * x.stride, x.stride, step, end, sums);
+    step = end;
+    EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) {
       const Zmm scales = load_scales<Zmm>(w, tile + i, group);
-      for (int t = 0; t < TOKENS; ++t) total[i][t] = Zmm::fma({_mm512_cvtepi32_ps(sum[i][t])}, scales, total[i][t]);
+      EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t) total[i][t] = Zmm::fma({_mm512_cvtepi32_ps(sums[i][t])}, scales, total[i][t]);
     }
   }
-  for (int t = 0; t < TOKENS; ++t)  // the tiles of a token lie side by side in memory
-    for (int i = 0; i < TILES; ++i)
+  EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t)
+    EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i)
       emit(out, w.n, tile + i, token + t, Zmm::mul(total[i][t], Zmm::set(x.scale[token + t])));
 }
+
+// Bytes that will be read soon, asked for a share at a time so that they come while products are made.
+struct Coming {
+  const uint8_t* at = nullptr;
+  const uint8_t* end = nullptr;
+  int64_t share = 0;
+
+  void ask() {
+    for (int64_t left = share; left > 0 && at < end; left -= 64, at += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
+  }
+};
 
 // As many sums as registers hold: 24 in all, half of them where groups need a second set.
 template <int TILES>
 static void blocks(const Packed& w, const uint8_t* codes, int64_t apart, int64_t tile, const Quantized& x,
-                   const Output& out) {
+                   const Output& out, Coming values, Coming masks) {
   int64_t token = 0;
-  if (w.groups == 1)
-    for (; token + 12 <= x.tokens; token += 12) block<TILES, 12>(w, codes, apart, tile, x, token, out);
-  for (; token + 6 <= x.tokens; token += 6) block<TILES, 6>(w, codes, apart, tile, x, token, out);
-  for (; token + 2 <= x.tokens; token += 2) block<TILES, 2>(w, codes, apart, tile, x, token, out);
-  for (; token < x.tokens; ++token) block<TILES, 1>(w, codes, apart, tile, x, token, out);
+  const auto each = [&](auto tokens, auto f) {
+    for (; token + tokens <= x.tokens; token += tokens) {
+      values.ask();
+      masks.ask();
+      f();
+    }
+  };
+#define EDGESLIM_BLOCK(f, tokens) \
+  each(std::integral_constant<int, tokens>{}, [&] { f<TILES, tokens>(w, codes, apart, tile, x, token, out); })
+  if (w.groups == 1) {
+    EDGESLIM_BLOCK(block, 12);
+    EDGESLIM_BLOCK(block, 4);
+    EDGESLIM_BLOCK(block, 1);
+  } else {
+    EDGESLIM_BLOCK(block_of_groups, 6);
+    EDGESLIM_BLOCK(block_of_groups, 2);
+    EDGESLIM_BLOCK(block_of_groups, 1);
+  }
+#undef EDGESLIM_BLOCK
+}
+
+// What tiles [tile, tile + 2) of those before `last` take, to be asked for in as many shares as there are blocks.
+template <Layout LAYOUT>
+static std::pair<Coming, Coming> coming(const Packed& w, int64_t tile, int64_t last, int64_t tokens) {
+  const int64_t end = tile + 2 < last ? tile + 2 : last;
+  if (tile >= end || tokens == 0) return {};
+  const auto shared = [&](const uint8_t* from, const uint8_t* to) {
+    return Coming{from, to, 64 * ceil_div(to - from, 64 * ceil_div(tokens, w.groups == 1 ? 12 : 6))};
+  };
+  const Coming values = shared(w.values + tile_start(w, tile), w.values + tile_start(w, end));
+  return {values, LAYOUT == Layout::dense ? Coming{} : shared(tile_masks(w, tile), tile_masks(w, end))};
 }
 
 template <int BITS, Layout LAYOUT>
@@ -418,7 +493,9 @@ static void many_of(const Packed& w, const Quantized& x, const Output& out, int6
       expand_tile<BITS, LAYOUT>(w, tile, scratch);
       if (pair) expand_tile<BITS, LAYOUT>(w, tile + 1, scratch + apart);
     }
-    pair ? blocks<2>(w, codes, apart, tile, x, out) : blocks<1>(w, codes, apart, tile, x, out);
+    const auto [values, masks] = coming<LAYOUT>(w, tile + 2, last, x.tokens);
+    pair ? blocks<2>(w, codes, apart, tile, x, out, values, masks)
+         : blocks<1>(w, codes, apart, tile, x, out, values, masks);
   }
 }
 
