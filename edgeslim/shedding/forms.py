@@ -14,7 +14,7 @@ Config = dict[str, Any]
 
 PER_BLOCK = ("layer_types", "layers_block_type", "no_rope_layers", "mlp_layer_types")
 """Keys of config.json that hold a value for each block."""
-BLOCK_NUMBERS = ("attn_layer_indices", "full_attn_idxs")
+BLOCK_NUMBERS = ("attn_layer_indices", "full_attn_idxs", "hybrid_layer_ids")
 """Keys that hold numbers of blocks."""
 LEAST_STEP = 1e-30
 """The time step that Nemotron-H is told as its least one: it takes the logarithm, so 0 is none."""

@@ -20,6 +20,7 @@ from edgeslim.gridfile import GRID_FILE
 from edgeslim.journal import Journal, resumable_folder
 from edgeslim.progress import Progress
 from edgeslim.reducer import read_config
+from edgeslim.shedding.expressible import Expressible
 from edgeslim.shedding.forms import with_heads, without_blocks
 from edgeslim.shedding.model import SheddableModel
 from edgeslim.shedding.search import Amount, Found, Search, check_amount
@@ -89,10 +90,13 @@ def shed_checkpoint(
         skeleton = Skeleton(checkpoint, checkpoint.load(device=job.device))
         model = SheddableModel(skeleton.model, list(skeleton.blocks), tokens)
         check_amount(model, job.amount, job.method)
+        # what cannot be written is refused now rather than after the search
+        can_go = Expressible(checkpoint, config, skeleton)
+        can_go.check(job.amount, job.method, progress)
         if job.amount.heads:
-            _with_fewer_heads(checkpoint, config, job.amount.heads)  # refused now rather than after the search
+            _with_fewer_heads(checkpoint, config, job.amount.heads)
         with resumable_folder(output, _arguments(checkpoint, job), force=force, restart=restart) as (journal, content):
-            report = _shed(checkpoint, config, skeleton, model, job, journal, content, progress)
+            report = _shed(checkpoint, config, skeleton, model, can_go, job, journal, content, progress)
             del skeleton, model
             progress(0, 1, "reading it back")
             report = _tried(Checkpoint(content, checkpoint.trust_remote_code), report, tokens)
@@ -115,6 +119,7 @@ def _shed(
     config: Mapping[str, Any],
     skeleton: Skeleton,
     model: SheddableModel,
+    can_go: Expressible,
     job: ShedJob,
     journal: Journal,
     content: Path,
@@ -126,7 +131,7 @@ def _shed(
     dense_parameters = sum(parameter.numel() for parameter in skeleton.model.parameters())
     files = BlockFiles(checkpoint, skeleton.blocks_name)
     options: dict[str, Any] = {"method": job.method, "refit": job.refit, "seed": job.seed}
-    search = Search(model, job.amount, journal, progress, dtype_of=files.dtype_of, **options)
+    search = Search(model, job.amount, journal, progress, dtype_of=files.dtype_of, can_go=can_go, **options)
     found = search.run()
     progress(0, 1, "writing the smaller checkpoint")
     smaller = _smaller_config(checkpoint, config, found, len(skeleton.blocks))

@@ -7,14 +7,14 @@ References
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edgeslim.errors import RecipeError
+from edgeslim.errors import CheckpointError, RecipeError
 from edgeslim.journal import Journal
 from edgeslim.progress import Progress
 from edgeslim.pruning.heads import HeadShape, fitted_outputs, kept_parts, norm_gain
@@ -67,6 +67,7 @@ class Search:
 
     `method` is measured, random, last or magnitude. `refit` solves the output projections of smaller mixers for the
     dense mixers' outputs. `dtype_of` says in which dtype a tensor of a block is stored: what is solved is rounded so.
+    `can_go` says whether blocks can go together.
     """
 
     def __init__(
@@ -80,9 +81,10 @@ class Search:
         refit: bool = True,
         seed: int = 0,
         dtype_of: Callable[[int, str], torch.dtype] = lambda index, name: torch.float32,
+        can_go: Callable[[Collection[int]], bool] = lambda gone: True,
     ) -> None:
         self.model, self._amount, self._journal, self._progress = model, amount, journal, progress
-        self._method, self._refit, self._seed, self._dtype_of = method, refit, seed, dtype_of
+        self._method, self._refit, self._seed, self._dtype_of, self._can_go = method, refit, seed, dtype_of, can_go
         self._heads = {index: list(range(shape.heads)) for index, shape in _shapes(model)}
         self._originals: dict[int, nn.Module] = {}
         self._sizes = _sizes(model)
@@ -115,12 +117,19 @@ class Search:
     # ---- blocks ------------------------------------------------------------------------------------------------
 
     def _shed_blocks(self, budget: float | None) -> float:
-        """Take blocks out, as many as asked for or fit the `budget` of parameters; return what is left of it."""
+        """Take blocks out, as many as asked for or fit the `budget` of parameters; return what is left of it.
+
+        Raises: CheckpointError where none is left that can go before `amount.blocks` went.
+        """
         count, left = self._amount.blocks, budget or 0.0
         step = 0
         while step < count if budget is None else min(self._sizes) <= left:
             total = count if budget is None else int(budget // min(self._sizes))
             index = self._next_block(step, total, None if budget is None else left)
+            if index is None and budget is None:
+                raise CheckpointError(
+                    f"{count} blocks cannot go: without {sorted(self.model.gone)} the configuration can leave out none"
+                )
             if index is None:
                 break
             self.model.gone.add(index)
@@ -133,15 +142,16 @@ class Search:
         if key not in self._journal.steps:
             costs = self._block_costs(step, total)
             fitting = [index for index in costs if limit is None or self._sizes[index] <= limit]
-            if not fitting or len(costs) == 1:
+            if not fitting:
                 return None
             best = min(fitting, key=lambda index: costs[index])
             self._journal.finish(key, {"block": best, "costs": {str(k): v for k, v in costs.items()}})
         return int(self._journal.steps[key]["block"])
 
     def _block_costs(self, step: int, total: int) -> dict[int, float]:
-        """Return what the absence of each block that is left costs: the loss, or the baseline's number."""
-        here = [index for index in range(len(self.model.blocks)) if index not in self.model.gone]
+        """Return what the absence of each block that can go costs: the loss, or the baseline's number."""
+        left = [index for index in range(len(self.model.blocks)) if index not in self.model.gone]
+        here = [index for index in left if len(left) > 1 and self._can_go(self.model.gone | {index})]
         if self._method == "random":
             order = torch.randperm(len(self.model.blocks), generator=torch.Generator().manual_seed(self._seed))
             return {index: float(order[index]) for index in here}
@@ -149,13 +159,14 @@ class Search:
             return {index: float(-index) for index in here}
         if self._method == "magnitude":
             return {index: _mean_square(self.model.blocks[index]) for index in here}
-        return dict(self._measured_blocks(here, f"block {step + 1} of {total}"))
+        return dict(self._measured_blocks(left, here, f"block {step + 1} of {total}"))
 
-    def _measured_blocks(self, here: Sequence[int], label: str) -> Iterator[tuple[int, float]]:
+    def _measured_blocks(self, left: Sequence[int], here: Collection[int], label: str) -> Iterator[tuple[int, float]]:
         states = self.model.embedded()
-        for done, index in enumerate(here):
-            self._progress(done, len(here), f"{label}: without block {index}")
-            yield index, self.model.loss(index + 1, states)
+        for done, index in enumerate(left):
+            if index in here:
+                self._progress(done, len(left), f"{label}: without block {index}")
+                yield index, self.model.loss(index + 1, states)
             states = self.model.advance(index, states)
 
     # ---- heads -------------------------------------------------------------------------------------------------

@@ -10,8 +10,11 @@ from families import CORPUS, add_config, save_tiny
 from transformers import AutoModelForCausalLM
 
 from edgeslim import api
-from edgeslim.checkpoint import Checkpoint
+from edgeslim.checkpoint import Checkpoint, Skeleton
 from edgeslim.errors import CheckpointError, OutputError, RecipeError
+from edgeslim.reducer import read_config
+from edgeslim.shedding.expressible import Expressible
+from edgeslim.shedding.model import SheddableModel
 
 WINDOWS: dict[str, Any] = {"samples": 4, "seqlen": 32}
 
@@ -48,7 +51,19 @@ def windows(folder: Path, calib: str) -> torch.Tensor:
     return api.calibration_windows(PruneRecipe(calib=calib, **WINDOWS), Checkpoint.open(folder)).tokens
 
 
-FAMILIES = ["llama", "mistral", "qwen2", "gemma3_text", "gpt2", "mamba", "mamba2", "bamba", "nemotron_h", "lfm2"]
+FAMILIES = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "gemma3_text",
+    "gpt2",
+    "mamba",
+    "mamba2",
+    "bamba",
+    "nemotron_h",
+    "lfm2",
+    "zamba2",
+]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -209,11 +224,44 @@ def test_a_time_step_limit_that_nemotron_h_cannot_say_is_refused(checkpoints, ca
         api.shed(source, tmp_path / "out", heads=2, calib=calib, **WINDOWS)
 
 
-@pytest.mark.parametrize("family", ["jamba", "zamba2"])
-def test_what_a_familys_configuration_cannot_say_is_refused(family, checkpoints, calib, tmp_path):
-    with pytest.raises(CheckpointError, match=rf"a {family} without blocks \[\d\] cannot be written"):
-        api.shed(checkpoints(family), tmp_path / "out", blocks=1, method="random", calib=calib, **WINDOWS)
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize(
+    ("family", "able"), [("jamba", {2}), ("zamba2", {0, 3}), ("bamba", {0, 1, 2}), ("nemotron_h", {0, 1, 2, 3})]
+)
+def test_the_blocks_that_can_go_are_those_whose_rest_reads_back(family, able, checkpoints, calib, tmp_path):
+    checkpoint = Checkpoint.open(checkpoints(family))
+    skeleton = Skeleton(checkpoint, checkpoint.load())
+    can_go = Expressible(checkpoint, read_config(checkpoint.folder), skeleton)
+    assert {index for index in range(len(skeleton.blocks)) if can_go({index})} == able
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "able"),
+    [
+        ("jamba", {"blocks": 1}, r"\[2\]"),
+        ("jamba", {"blocks": 1, "method": "random"}, r"\[2\]"),
+        ("jamba", {"parameters": 0.4}, r"\[2\]"),
+        ("zamba2", {"blocks": 3}, r"\[0, 3\]"),
+        ("zamba2", {"blocks": 3, "method": "last"}, r"\[0, 3\]"),
+    ],
+)
+def test_what_a_configuration_cannot_say_is_refused_before_anything_is_measured(
+    family, options, able, checkpoints, calib, tmp_path, monkeypatch
+):
+    def measured(*_: Any) -> float:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(SheddableModel, "loss", measured)
+    with pytest.raises(CheckpointError, match=rf"a {family} without .* can leave out {able} of its \d blocks") as fault:
+        api.shed(checkpoints(family), tmp_path / "out", calib=calib, **options, **WINDOWS)
+    assert "\n" not in str(fault.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_end_of_a_model_whose_kinds_follow_from_places_can_go(checkpoints, calib, tmp_path):
+    source = checkpoints("jamba")
+    report = api.shed(source, tmp_path / "out", blocks=1, method="last", calib=calib, **WINDOWS)
+    assert report.blocks == (2,)
+    assert report.loss == pytest.approx(loss(tmp_path / "out", windows(source, calib)), abs=1e-4)
 
 
 def test_a_checkpoint_of_later_stages_is_refused(calib, tmp_path):
