@@ -9,6 +9,8 @@ namespace {
 
 constexpr int64_t kOldestOpset = 13;  // since then the standard operators mean what they do here
 constexpr char kDomain[] = "edgeslim";
+constexpr char kReadsItsConstants[] = "PackedLinear";  // all of them, for each token
+constexpr std::size_t kWorthAsking = 32 << 10;         // bytes of a constant
 
 const ort::CustomOp* operator_named(const std::string& name) {
   for (const ort::CustomOp* const* op = ort::operators(); *op; ++op)
@@ -76,6 +78,7 @@ Tensor* KernelView::output(std::size_t index, int element, const std::vector<int
 }
 
 Program::~Program() {
+  threads_.reset();  // it asks for what steps expect
   for (const Step& step : steps_)
     if (step.kernel) step.op->destroy(step.kernel);
 }
@@ -109,6 +112,7 @@ Fault Program::make(int threads, bool operators) {
     seen[std::size_t(at->second)] = true;
   }
   find_last_uses();
+  find_matrices();
   threads_ = std::make_unique<ThreadPool>(threads);
   return {};
 }
@@ -197,6 +201,28 @@ void Program::find_last_uses() {
     if (last[number] >= 0) steps_[std::size_t(last[number])].spent.push_back(int(number));
 }
 
+void Program::find_matrices() {
+  std::vector<const Coming*> own(steps_.size(), nullptr);
+  for (std::size_t i = 0; i < steps_.size(); ++i) {
+    if (!steps_[i].op || steps_[i].node->op != kReadsItsConstants) continue;
+    Coming matrix;
+    for (const int number : steps_[i].inputs) {
+      const Tensor* tensor = number < 0 ? nullptr : constants_[std::size_t(number)];
+      std::size_t bytes = 0;
+      if (tensor && count_bytes(tensor->element, tensor->shape, &bytes) && bytes >= kWorthAsking)
+        matrix.add(tensor->data, bytes);
+    }
+    if (!matrix.empty()) own[i] = &matrices_.emplace_back(std::move(matrix));
+  }
+  if (matrices_.empty()) return;
+  const Coming* next = &matrices_.front();  // after the last step comes another run
+  for (std::size_t i = steps_.size(); i-- > 0;) {
+    steps_[i].after = next;
+    if (own[i]) next = own[i];
+    steps_[i].coming = next;
+  }
+}
+
 std::unique_ptr<Run> Program::take_run() {
   std::unique_ptr<Run> run;
   {
@@ -266,6 +292,7 @@ Fault Program::run_steps(Run* run, const std::atomic<bool>& terminate) const {
   std::vector<const Tensor*> inputs;
   for (const Step& step : steps_) {
     if (terminate.load(std::memory_order_relaxed)) return fault("stopped");
+    threads_->expect(step.coming, step.after);
     KernelView view = {this, &step, run};
     Fault wrong;
     if (step.op) {

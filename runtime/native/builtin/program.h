@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <memory>
 #include <mutex>
 
@@ -20,6 +21,8 @@ struct Step {
   StandardOp standard = nullptr;      // a standard one
   std::vector<int> inputs, outputs;
   std::vector<int> spent;             // values that nothing needs after it
+  const Coming* coming = nullptr;     // the matrix that it, or the first step after it that has one, reads
+  const Coming* after = nullptr;      // the matrix that is read after it
 };
 
 class Program;
@@ -79,6 +82,7 @@ class Program {
   Fault add_step(const Node& node, bool operators);
   int number_of(const std::string& name);
   void find_last_uses();
+  void find_matrices();
   Fault bind(const std::vector<Named>& inputs, const std::vector<Named>& outputs, Run* run) const;
   Fault run_steps(Run* run, const std::atomic<bool>& terminate) const;
   Fault check_inputs(const Step& step, const Run& run) const;
@@ -91,6 +95,7 @@ class Program {
   std::vector<bool> known_;               // by number, while the graph is read: inputs, constants, outputs of steps
   std::list<Tensor> own_constants_;
   std::vector<Step> steps_;
+  std::deque<Coming> matrices_;           // of steps that read all of theirs, in their order
 
   std::mutex mutex_;
   std::vector<std::unique_ptr<Run>> idle_;

@@ -10,17 +10,19 @@
 namespace edgeslim::builtin {
 namespace {
 
-// word: job (24 bits), count (20 bits), next (20 bits). `next` goes beyond `count` by at most one for each thread.
-constexpr int kBits = 20;
-constexpr uint64_t kMask = (uint64_t{1} << kBits) - 1;
+// word: count, back, front, of 21 bits each. Front and back go beyond `count` by at most one for each thread.
+constexpr int kBits = 21;
+constexpr uint64_t kMask = (uint64_t{1} << kBits) - 1, kOneAtBack = uint64_t{1} << kBits;
 constexpr std::size_t kMostPieces = std::size_t{1} << (kBits - 1);
 constexpr int kMostThreads = 1024;
 constexpr auto kSpin = std::chrono::microseconds(200);  // a few times what lies between two pieces of one token
 constexpr int kPausesBetweenLooks = 64;
+constexpr std::size_t kMostAsked = 128 << 10;  // bytes for each thread: a share of its own cache
 
-uint64_t next_of(uint64_t word) { return word & kMask; }
-uint64_t count_of(uint64_t word) { return (word >> kBits) & kMask; }
-bool has_work(uint64_t word) { return next_of(word) < count_of(word); }
+uint64_t front_of(uint64_t word) { return word & kMask; }
+uint64_t back_of(uint64_t word) { return (word >> kBits) & kMask; }
+uint64_t count_of(uint64_t word) { return word >> (2 * kBits); }
+bool has_work(uint64_t word) { return front_of(word) + back_of(word) < count_of(word); }
 
 void pause() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -37,8 +39,38 @@ int count_threads(int threads) {
 
 }  // namespace
 
+// Asks for what is expected, share after share in the order in which a thread takes pieces: the caller's from the front,
+// those of workers from the back.
+class ThreadPool::Asker {
+ public:
+  Asker(const std::atomic<const Coming*>& expected, std::size_t first, std::ptrdiff_t stride)
+      : expected_(expected), first_(first), stride_(stride) {}
+
+  void ask() {
+    const Coming* coming = expected_.load(std::memory_order_relaxed);
+    if (coming != coming_) {
+      coming_ = coming;
+      share_ = first_;
+      at_ = asked_ = 0;
+    }
+    if (!coming || share_ >= Coming::kShares || asked_ >= kMostAsked) return;
+    const std::size_t now = coming->ask(share_, at_);
+    asked_ += now - at_;
+    if (now == at_) share_ += std::size_t(stride_);  // below 0 is beyond the last share, too
+    at_ = now == at_ ? 0 : now;
+  }
+
+ private:
+  const std::atomic<const Coming*>& expected_;
+  std::size_t first_;
+  std::ptrdiff_t stride_;
+  const Coming* coming_ = nullptr;
+  std::size_t share_ = 0, at_ = 0, asked_ = 0;
+};
+
 ThreadPool::ThreadPool(int threads) {
-  for (int i = 1; i < count_threads(threads); ++i) workers_.emplace_back([this] { work(); });
+  threads = count_threads(threads);
+  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i, threads] { work(i, threads - 1); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -60,10 +92,12 @@ void ThreadPool::run(Pool::Task task, std::size_t count, void* data) {
   while (has_work(word_.load(std::memory_order_relaxed))) {
     const uint64_t word = word_.fetch_add(1, std::memory_order_acquire);
     if (!has_work(word)) break;
-    task(data, std::size_t(next_of(word)));
+    task(data, std::size_t(front_of(word)));
     done_.fetch_add(1, std::memory_order_release);
   }
+  Asker asker(coming_, 0, 1);
   for (int looks = 0; done_.load(std::memory_order_acquire) != count; ++looks) {
+    asker.ask();
     pause();
     if (looks > 10000) std::this_thread::yield();  // the thread that has the last piece was put aside
   }
@@ -73,28 +107,36 @@ void ThreadPool::publish(Pool::Task task, std::size_t count, void* data) {
   task_.store(task, std::memory_order_relaxed);
   data_.store(data, std::memory_order_relaxed);
   done_.store(0, std::memory_order_relaxed);
-  const uint64_t job = (word_.load(std::memory_order_relaxed) >> (2 * kBits)) + 1;
-  word_.store(job << (2 * kBits) | uint64_t(count) << kBits, std::memory_order_seq_cst);
+  coming_.store(after_.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  word_.store(uint64_t(count) << (2 * kBits), std::memory_order_seq_cst);
   if (asleep_.load(std::memory_order_seq_cst) == 0) return;
   { const std::lock_guard<std::mutex> lock(mutex_); }
   wake_.notify_all();
 }
 
-void ThreadPool::work() {
-  while (wait_for_work()) {
-    const uint64_t word = word_.fetch_add(1, std::memory_order_acquire);
+void ThreadPool::expect(const Coming* next, const Coming* after) {
+  coming_.store(next, std::memory_order_relaxed);
+  after_.store(after, std::memory_order_relaxed);
+}
+
+void ThreadPool::work(int worker, int workers) {
+  Asker asker(coming_, Coming::kShares - std::size_t(worker), -workers);
+  while (wait_for_work(&asker)) {
+    const uint64_t word = word_.fetch_add(kOneAtBack, std::memory_order_acquire);
     if (!has_work(word)) continue;
-    task_.load(std::memory_order_relaxed)(data_.load(std::memory_order_relaxed), std::size_t(next_of(word)));
+    const auto piece = std::size_t(count_of(word) - 1 - back_of(word));
+    task_.load(std::memory_order_relaxed)(data_.load(std::memory_order_relaxed), piece);
     done_.fetch_add(1, std::memory_order_release);
   }
 }
 
 // Whether there seems to be work; false where the pool ends.
-bool ThreadPool::wait_for_work() {
+bool ThreadPool::wait_for_work(Asker* asker) {
   const auto until = std::chrono::steady_clock::now() + kSpin;
   do {
     for (int i = 0; i < kPausesBetweenLooks; ++i) {
       if (has_work(word_.load(std::memory_order_relaxed))) return true;
+      asker->ask();
       pause();
     }
     if (stop_.load(std::memory_order_relaxed)) return false;

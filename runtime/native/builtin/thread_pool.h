@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "builtin/coming.h"
 #include "core/pool.h"
 
 namespace edgeslim::builtin {
@@ -26,16 +27,24 @@ class ThreadPool {
   // this, do their work alone.
   void run(Pool::Task task, std::size_t count, void* data);
 
- private:
-  void publish(Pool::Task task, std::size_t count, void* data);
-  void work();
-  bool wait_for_work();
+  // What the next run's pieces will read, and what those of the run after it: threads that wait ask for it. Both must
+  // stay while the pool does.
+  void expect(const Coming* next, const Coming* after);
 
-  // The number of the job, how many pieces it has and which is next, in one word: who adds 1 to it owns the piece that
-  // it named before, if there was one, and until that piece is done the job's other fields stay.
+ private:
+  class Asker;
+
+  void publish(Pool::Task task, std::size_t count, void* data);
+  void work(int worker, int workers);
+  bool wait_for_work(Asker* asker);
+
+  // How many pieces the job has, and how many are taken from its front, by the caller, and from its back, by workers, in
+  // one word: who adds 1 to either owns a piece if there was one left before, and until that piece is done the job's other
+  // fields stay. Each thread so reads on where it was, and knows what it will read.
   std::atomic<uint64_t> word_{0};
   std::atomic<Pool::Task> task_{nullptr};
   std::atomic<void*> data_{nullptr};
+  std::atomic<const Coming*> coming_{nullptr}, after_{nullptr};
   alignas(64) std::atomic<std::size_t> done_{0};
   std::mutex busy_;
 
