@@ -24,8 +24,7 @@ demo: install        ## prune, export, run, profile and compare a bundled model
 test: install        ## the whole test suite, under ten minutes on two cores
 	$(BIN)/python -m pytest -q -m "not slow and not gpu and not device"
 
-phones: install      ## phones that vanish, and an aarch64 phone under qemu; connected devices
-	$(BIN)/python -m pytest -q -m device
+phones: install      ## an aarch64 phone behind adb, its programs under qemu
 	$(BIN)/python -m pytest -q tests/devices/test_phones.py -m slow
 
 slow: install        ## tests that take longer, and those that need a GPU

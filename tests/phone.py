@@ -17,6 +17,7 @@ import stat
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -53,12 +54,15 @@ class Phone:
         self.old, self.allows, self.emulator = old, allows, emulator
         self.most = 4096 if old else 256 * 1024
         """Bytes of the largest message."""
+        self.answer_s = 0.0
+        """Seconds that its owner takes to accept."""
         self.on_piece: Callable[[int], None] = lambda size: None
         """Called with the bytes of a file that have come, for every piece of it."""
         self.on_program: Callable[[], None] = lambda: None
         """Called when a program that was sent is about to run."""
         self._known: list[tuple[int, int]] = []
         self._connections: list[socket.socket] = []
+        self._stopped = False
         self._install(abi)
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._server.getsockname()[1])
@@ -76,6 +80,7 @@ class Phone:
 
     def stop(self) -> None:
         """Be gone, as a phone whose cable is pulled."""
+        self._stopped = True
         with suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
@@ -98,6 +103,7 @@ class Phone:
 
     def ask_owner(self, key: bytes) -> bool:
         """Return whether the owner accepts the public `key`."""
+        time.sleep(self.answer_s)
         if self.allows:
             self._known.append(_public_key(key))
         return self.allows
@@ -138,7 +144,10 @@ class Phone:
         with suppress(OSError):
             while True:
                 connection, _ = self._server.accept()
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # small answers wait for nothing
                 self._connections.append(connection)
+                if self._stopped:  # while this one was on its way
+                    connection.shutdown(socket.SHUT_RDWR)
                 threading.Thread(target=Connection(self, connection).serve, daemon=True).start()
 
 
@@ -157,9 +166,10 @@ class Connection:
             while True:
                 self._dispatch(*self._receive())
         except (Gone, OSError):
-            for stream in self._streams.values():
+            for stream in list(self._streams.values()):  # each ends in a thread of its own, and is forgotten
                 stream.close()
-            self._link.close()
+            with suppress(OSError):  # not closed: a stream may be sending, and the number be another file's by then
+                self._link.shutdown(socket.SHUT_RDWR)
 
     def send(self, command: int, first: int, second: int, data: bytes = b"") -> None:
         """Send one message."""

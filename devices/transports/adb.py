@@ -21,6 +21,10 @@ FOLDER = "/data/local/tmp/edgeslim"
 """The one place on a phone where the shell may both write and run programs."""
 
 _STATUS = re.compile(r"edgeslim-status=(\d+)\n")  # stderr of the second shell may come behind it
+ANSWER_S = 3.0
+"""How long a phone may take to let us in after it was connected, its owner's answer included."""
+_PASSING = ("unauthorized", "authorizing", "connecting", "offline")
+_ALIVE_S = 10.0  # within which a phone that is there echoes a word
 _STATES = {
     "unauthorized": "the phone has not allowed this computer; unlock it and accept its question about USB debugging",
     "authorizing": "the phone is still being asked whether it allows this computer; answer it and try again",
@@ -28,6 +32,7 @@ _STATES = {
     "no permissions": "this user may not open the phone's USB device; see `adb devices` and the udev rules it names",
     "recovery": "the phone is in recovery; start Android",
     "sideload": "the phone is in sideload; start Android",
+    "connecting": "adb is still connecting to the phone; try again",
     "bootloader": "the phone is in its bootloader; start Android",
 }
 
@@ -96,6 +101,7 @@ class AdbTransport:
         if wanted is not None and wanted not in states and re.fullmatch(r"[^:]+:\d+", wanted):
             self._plain("connect", wanted)
             states = self._states()
+        states = self._answered(states, wanted)
         if wanted is None and len(states) > 1:
             raise DeviceError(
                 f"{self.name}: several phones: {', '.join(states)}; say which, as adb:{next(iter(states))}"
@@ -113,6 +119,15 @@ class AdbTransport:
         """Return serial → state of the phones that adb knows."""
         return parse_devices(self._plain("devices").text)
 
+    def _answered(self, states: dict[str, str], wanted: str | None) -> dict[str, str]:
+        """Return the states once the phone that is meant has let us in or had its time to: adb calls a phone that is
+        about to accept our key unauthorized."""
+        until = time.monotonic() + ANSWER_S
+        while time.monotonic() < until and _is_passing(states, wanted):
+            time.sleep(0.05)
+            states = self._states()
+        return states
+
     def _refuse(self, state: str) -> None:
         if state != "device":
             meaning = next((text for sign, text in _STATES.items() if state.startswith(sign)), f"adb says {state!r}")
@@ -120,16 +135,21 @@ class AdbTransport:
 
     def _lost(self, done: Output) -> str:
         """Return one line for a command that did not come to its end."""
+        if not self._is_gone():
+            return f"{self.name}: {done.last_line}"
+        state = self._states().get(self._serial, "device")
         try:
-            self._refuse(self._states().get(self._serial, "gone"))
+            self._refuse(state)
         except DeviceError as fault:
-            if "'gone'" not in str(fault):
-                return str(fault)
-            return f"{self.name}: the phone is gone: unplugged, or switched off"
-        return f"{self.name}: {done.last_line}"
+            return str(fault)
+        return f"{self.name}: the phone is gone: unplugged, or switched off"
 
     def _is_gone(self) -> bool:
-        return self._states().get(self._serial) != "device"
+        """Whether the phone answers no more: it is asked itself, as adb's list still has it for a moment."""
+        try:
+            return self._call("shell", "echo alive", timeout=_ALIVE_S).text.strip() != "alive"
+        except DeviceError:
+            return True
 
     def _watch(self, target: str, on_bytes: OnBytes) -> Callable[[], None]:
         """Return what tells how far a push has come, which adb itself only shows on a terminal."""
@@ -172,6 +192,12 @@ class AdbTransport:
         except TimedOut:
             verb = arguments[2] if arguments[0] == "-s" else arguments[0]
             raise DeviceError(f"{self.name}: no answer to adb {verb} within {timeout:g} s") from None
+
+
+def _is_passing(states: dict[str, str], wanted: str | None) -> bool:
+    """Return whether the phone that is meant, or the only one, is in a state that may pass by itself."""
+    state = states.get(wanted, "") if wanted is not None else next(iter(states.values()), "")
+    return state.startswith(_PASSING) and (wanted is not None or len(states) == 1)
 
 
 def parse_devices(text: str) -> dict[str, str]:

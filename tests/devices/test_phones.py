@@ -62,7 +62,6 @@ def test_a_bundle_is_profiled_on_a_phone_and_copied_once(
     assert not any("python" in tool.name for tool in phone.bin.iterdir())
 
 
-@pytest.mark.device
 def test_a_phone_that_disappears_in_mid_copy_is_one_line_and_the_next_run_goes_on(
     phones: Phones, tiny_bundle: Path, bench_dir: Path
 ) -> None:
@@ -76,7 +75,6 @@ def test_a_phone_that_disappears_in_mid_copy_is_one_line_and_the_next_run_goes_o
     assert blobs and all(path.stat().st_size < 5_000_000 for path in blobs), "the large file has no name yet"
 
 
-@pytest.mark.device
 def test_a_phone_that_disappears_while_it_measures_is_one_line(
     phones: Phones, tiny_bundle: Path, bench_dir: Path
 ) -> None:

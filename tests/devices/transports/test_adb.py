@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from phone import Phone
 
-from edgeslim.devices.transports import open_transport
+from edgeslim.devices.transports import adb, open_transport
 from edgeslim.devices.transports.adb import parse_devices
 from edgeslim.errors import DeviceError
 
@@ -30,7 +30,6 @@ def test_arguments_and_the_status_arrive_as_they_are(phone: Phone) -> None:
     assert done.status == 7
 
 
-@pytest.mark.device
 def test_what_a_command_says_on_stderr_is_heard(phone: Phone) -> None:
     with open_transport(f"adb:{phone.serial}") as device:
         done = device.run(["cat", "/nowhere"])
@@ -88,7 +87,16 @@ def test_an_unknown_serial_is_said(phones: Phones) -> None:
         open_transport("adb:R5CT").__enter__()
 
 
-def test_a_phone_that_does_not_allow_this_computer_is_said(phones: Phones) -> None:
+def test_an_owner_who_is_about_to_answer_is_waited_for(phones: Phones) -> None:
+    phone = phones()
+    phone.answer_s = 0.5  # meanwhile adb calls it unauthorized
+
+    with open_transport(f"adb:{phone.serial}") as device:
+        assert device.run(["cat", "/proc/self/comm"]).text == "cat\n"
+
+
+def test_a_phone_that_does_not_allow_this_computer_is_said(phones: Phones, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adb, "ANSWER_S", 0.2)
     phone = phones(allows=False)
 
     with pytest.raises(DeviceError, match=rf"^adb:{phone.serial}: the phone has not allowed this computer; unlock it"):
@@ -100,6 +108,15 @@ def test_a_phone_that_is_gone_is_said(phones: Phones) -> None:
     with open_transport(f"adb:{phone.serial}") as device:
         phone.stop()
         with pytest.raises(DeviceError, match=rf"^adb:{phone.serial}: the phone is (gone|offline)"):
+            device.run(["cat", "/proc/self/comm"])
+
+
+def test_a_phone_is_gone_also_while_adb_still_lists_it(phones: Phones, monkeypatch: pytest.MonkeyPatch) -> None:
+    phone = phones()
+    with open_transport(f"adb:{phone.serial}") as device:
+        monkeypatch.setattr(adb.AdbTransport, "_states", lambda self: {phone.serial: "device"})
+        phone.stop()
+        with pytest.raises(DeviceError, match=rf"^adb:{phone.serial}: the phone is gone: unplugged, or switched off$"):
             device.run(["cat", "/proc/self/comm"])
 
 
