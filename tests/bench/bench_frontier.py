@@ -2,15 +2,18 @@
 
 `bits` counts values that are not zero, the mask where there is one, and scales, over the weights of all linears;
 embedding and head stay as they are. `--budgets` compares, at equal bits a weight, int3 of one sparsity for all linears
-with a form for each linear, as `edgeslim frontier` chooses them. With `--out FILE` the lines also go there, and cases
-that the file holds are not repeated.
+with a form for each linear, as `edgeslim frontier` chooses them. With `--out FILE` the lines also go there, cases that
+the file holds are not repeated, and a prune that was killed goes on after its last finished block.
 """
 
 import argparse
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +51,15 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--out", type=Path, help="file of finished cases")
+    parser.add_argument("--most", type=int, help="stop after so many cases")
     args = parser.parse_args()
     done = _finished(args.out)
-    for case in _cases(args):
-        if json.dumps(case) not in done:
-            line = json.dumps({**case, **_measure(case, args)})
-            print(line, flush=True)
-            if args.out is not None:
-                with args.out.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+    for case in islice((case for case in _cases(args) if json.dumps(case) not in done), args.most):
+        line = json.dumps({**case, **_measure(case, args)})
+        print(line, flush=True)
+        if args.out is not None:
+            with args.out.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
 
 def _cases(args: argparse.Namespace) -> Iterator[dict[str, str]]:
@@ -116,13 +119,27 @@ def _options(model: str, args: argparse.Namespace) -> tuple[dict[str, list[Optio
     return {name: [Option(**option) for option in found] for name, found in record["options"].items()}, record["sizes"]
 
 
+@contextmanager
+def _folder(case: dict[str, str], out: Path | None) -> Iterator[Path]:
+    """Yield the folder that a case works in, removed when the case ends: beside `out` a killed one finds its own."""
+    if out is None:
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+        return
+    folder = out.with_suffix("." + "-".join(case.values()).replace(" ", "").replace(":", "of"))
+    folder.mkdir(exist_ok=True)
+    yield folder
+    shutil.rmtree(folder)
+
+
 def _measure(case: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
     options = {"effort": args.effort, **_form(case, args)}
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "pruned"
+    with _folder(case, args.out) as folder:
+        output = folder / "pruned"
         report = edgeslim.prune(
             MODELS[case["model"]],
             output,
+            force=True,
             calib=args.calib,
             samples=args.samples,
             seqlen=args.seqlen,
