@@ -559,7 +559,7 @@ bool available() { return cpu().avx2; }
 }  // namespace
 
 const Kernels kAvx2 = {"avx2", available, prologue<Ymm>, quantize<Ymm>, few, many, floats<Avx2>,
-                       rotate<Ymm>, attend<Ymm>, convolve<Ymm>, scan<Ymm>, scan_selectively<Ymm>};
+                       rotate<Ymm>, attend<Ymm>, convolve<Ymm>, relate<Ymm>, scan<Ymm>, scan_selectively<Ymm>};
 
 }  // namespace edgeslim
 

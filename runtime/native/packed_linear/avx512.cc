@@ -541,7 +541,7 @@ bool available() { return cpu().avx512; }
 }  // namespace
 
 const Kernels kAvx512 = {"avx512-vnni", available, prologue<Zmm>, quantize<Zmm>, few, many, floats<Avx512>,
-                         rotate<Zmm>, attend<Zmm>, convolve<Zmm>, scan<Zmm>, scan_selectively<Zmm>};
+                         rotate<Zmm>, attend<Zmm>, convolve<Zmm>, relate<Zmm>, scan<Zmm>, scan_selectively<Zmm>};
 
 }  // namespace edgeslim
 

@@ -67,6 +67,8 @@ struct Kernels {
   void (*attend)(const Attention&, int64_t first, int64_t last);
   // Channels [first, last) of one sequence; tokens of one head.
   void (*convolve)(const Convolution&, int64_t first, int64_t last);
+  // pairs [tokens, 16] of the b and c of a scan, which heads of a group share; `turned` holds [state_size up to 16, 16].
+  void (*relate)(const Scan&, float* pairs, float* turned);
   void (*scan)(const Scan&);
   // Channels [first, last), a multiple of 16 apart from the last, of one sequence.
   void (*scan_selectively)(const SelectiveScan&, int64_t first, int64_t last);

@@ -130,6 +130,6 @@ bool always() { return true; }
 }  // namespace
 
 const Kernels kScalar = {"scalar", always, prologue<Sixteen>, quantize<Sixteen>, few, many, floats<Scalar>,
-                         rotate<Sixteen>, attend<Sixteen>, convolve<Sixteen>, scan<Sixteen>, scan_selectively<Sixteen>};
+                         rotate<Sixteen>, attend<Sixteen>, convolve<Sixteen>, relate<Sixteen>, scan<Sixteen>, scan_selectively<Sixteen>};
 
 }  // namespace edgeslim

@@ -6,6 +6,7 @@
 #endif
 
 #include "packed_linear/generic.h"
+#include "state_space/chunk_generic.h"
 #include "state_space/functions.h"
 #include "state_space/state_space.h"
 
@@ -151,6 +152,7 @@ template <class V>
 static void scan(const Scan& s) {
   Steps steps;
   find_steps<V>(s, &steps);
+  if (s.pairs) return scan_chunks<V>(s, steps.d, steps.decay);
   int64_t column = 0;
   if (s.streams && s.tokens == 1 && s.head_size % 64 == 0 && reinterpret_cast<uintptr_t>(s.present) % 64 == 0) {
     for (; column < s.head_size; column += 64)

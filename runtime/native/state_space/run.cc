@@ -4,11 +4,15 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/buffer.h"
+
 namespace edgeslim {
 namespace {
 
 constexpr int64_t kTaskSteps = 6144;   // entries of a state, times tokens, worth a thread in a selective scan
 constexpr int64_t kLeastChannels = 64;  // of one task there: whole lines of memory in each of its tensors
+
+constexpr int64_t kLeastChunk = 8;  // tokens from which on products of matrices are faster than one token after another
 
 constexpr int64_t kHeadsTogether = 4;  // that read the same b and c, while these stay in a cache
 
@@ -25,7 +29,7 @@ constexpr int64_t kStreamBytes = 512 << 10;
 float rate_of(float a_log) { return float(-1.4426950408889634 * std::exp(double(a_log))); }
 
 // Tokens [first, first + kScanTokens) of one head.
-void scan_head(const ScanCall& c, int64_t sequence, int64_t head, int64_t first, const Kernels& kernels) {
+Scan of_head(const ScanCall& c, int64_t sequence, int64_t head, int64_t first) {
   const int64_t state = c.state_size * c.head_size, at = (sequence * c.heads + head) * state;
   const int64_t inner = c.heads * c.head_size, group = head / (c.heads / c.groups);
   Scan s;
@@ -48,7 +52,21 @@ void scan_head(const ScanCall& c, int64_t sequence, int64_t head, int64_t first,
   s.b = xbc + inner + group * c.state_size;
   s.c = s.b + c.groups * c.state_size;
   s.y = c.y + row * inner + head * c.head_size;
-  kernels.scan(s);
+  return s;
+}
+
+// Those tokens of heads [begin, end). `memory` holds the pairs of a group, and turned rows of b; null: tokens in a row.
+void scan_heads(const ScanCall& c, int64_t sequence, int64_t begin, int64_t end, int64_t first, float* memory,
+                const Kernels& kernels) {
+  const int64_t of_group = c.heads / c.groups;
+  for (int64_t head = begin; head < end; ++head) {
+    Scan s = of_head(c, sequence, head, first);
+    if (memory && s.tokens >= kLeastChunk) {
+      s.pairs = memory;
+      if (head == begin || head % of_group == 0) kernels.relate(s, memory, memory + kScanTokens * kChunkTokens);
+    }
+    kernels.scan(s);
+  }
 }
 
 // Convolution number `sequence` of a batch.
@@ -100,10 +118,13 @@ void run_scan(const ScanCall& c, const Kernels& kernels, const Pool& pool) {
   const int64_t together = c.tokens > kScanTokens ? kHeadsTogether : 1, pieces = ceil_div(c.heads, together);
   if (!c.tokens && c.past != c.present)
     std::memmove(c.present, c.past, sizeof(float) * std::size_t(c.batch * c.heads * c.state_size * c.head_size));
+  const int64_t floats = kChunkTokens * (kScanTokens + ceil_div(c.state_size, 16) * 16);
   pool.each(c.batch * pieces, [&](int64_t index) {
+    thread_local Buffer buffer;
+    float* memory = c.tokens >= kLeastChunk ? buffer.of<float>(floats) : nullptr;  // without, the scan is slower
     const int64_t begin = index % pieces * together, end = std::min(c.heads, begin + together);
     for (int64_t first = 0; first < c.tokens; first += kScanTokens)
-      for (int64_t head = begin; head < end; ++head) scan_head(c, index / pieces, head, first, kernels);
+      scan_heads(c, index / pieces, begin, end, first, memory, kernels);
   });
 }
 

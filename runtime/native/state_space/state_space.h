@@ -42,10 +42,12 @@ struct Scan {
   float* y = nullptr;  // [T, y_stride]
   int64_t y_stride = 0;
   int64_t tokens = 0, state_size = 0, head_size = 0;
+  const float* pairs = nullptr;  // what `relate` finds of b and c; null: one token after another
   bool streams = false;  // the state of one token may be stored past the caches
 };
 
 constexpr int64_t kMostTaps = 16;
 constexpr int64_t kScanTokens = 64;
+constexpr int64_t kChunkTokens = 16;
 
 }  // namespace edgeslim
