@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from edgeslim.conversion import ready_folder
+from edgeslim.cuda_kernels import keep_kernels_to_cuda
 from edgeslim.errors import CheckpointError, did_you_mean, first_line
 from edgeslim.experts import split_experts_
 from edgeslim.tensorfile import TensorEntry, read_entries, read_tensor, write_tensor
@@ -97,6 +98,7 @@ class Checkpoint:
                 )
         except (ValueError, KeyError, OSError) as fault:
             raise CheckpointError(f"{self.folder}: transformers cannot load the model: {first_line(fault)}") from None
+        keep_kernels_to_cuda(model)
         return model.eval().requires_grad_(False).to(device)
 
     def skeleton(self) -> "Skeleton":
@@ -110,6 +112,7 @@ class Checkpoint:
                 )
         except (ValueError, KeyError) as fault:
             raise CheckpointError(f"{self.folder}: no causal language model: {first_line(fault)}") from None
+        keep_kernels_to_cuda(model)
         split_experts_(model, self.entries)
         return Skeleton(self, model.eval().requires_grad_(False))
 
