@@ -21,6 +21,7 @@ import edgeslim
 from edgeslim.api import calibration_windows
 from edgeslim.checkpoint import Checkpoint
 from edgeslim.progress import silent
+from edgeslim.quantize.grid import parse_grid
 from edgeslim.recipe import PruneRecipe
 from edgeslim.search.allocation import Option, allocate
 from edgeslim.search.forms import CANDIDATES
@@ -36,15 +37,16 @@ PATTERNS: dict[str, dict[str, Any]] = {
     "2:4": {"pattern": "2:4"},
 }
 GRIDS = ("int3:64", "int4:64", "int8:64", "int2:64", "none")
+UNDER_BUDGETS = ("mixed", "int3:64")
 
 
 def main() -> None:
     """Run the cases that the arguments leave."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--grids", nargs="+", default=list(GRIDS))
+    parser.add_argument("--grids", nargs="+", choices=("mixed", *GRIDS), help="default: all that go with the rest")
     parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=list(PATTERNS))
-    parser.add_argument("--budgets", nargs="+", type=float, help="bits a weight; instead of grids and patterns")
+    parser.add_argument("--budgets", nargs="+", type=float, help="bits a weight; instead of patterns")
     parser.add_argument("--effort", default="best", help="of the joint search: fast or best")
     parser.add_argument("--text", help="evaluation text (default: the bundled held-out text)")
     parser.add_argument("--calib", help="calibration text (default: the bundled one)")
@@ -66,10 +68,10 @@ def _cases(args: argparse.Namespace) -> Iterator[dict[str, str]]:
     if args.budgets:
         for budget in args.budgets:
             for model in args.models:
-                for grid in ("mixed", "int3:64"):
+                for grid in args.grids or UNDER_BUDGETS:
                     yield {"model": model, "grid": grid, "pattern": f"{budget:g} bits", "effort": args.effort}
         return
-    for grid in args.grids:
+    for grid in args.grids or GRIDS:
         for pattern in args.patterns:
             for model in args.models:
                 if (grid, pattern) != ("none", "0%"):
@@ -98,7 +100,7 @@ def _form(case: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
                 for name, option in chosen.items()
             ]
         }
-    return {"sparsity": 1 - (budget - 1 - 16 / 64) / 3, "quantize": grid}
+    return {"sparsity": 1 - (budget - 1 - 16 / 64) / parse_grid(grid).bits, "quantize": grid}
 
 
 def _options(model: str, args: argparse.Namespace) -> tuple[dict[str, list[Option]], dict[str, int]]:
