@@ -161,12 +161,19 @@ class NativeLibrary:
         try:
             self._c = ctypes.CDLL(str(path))
             for name, (result, arguments) in _SIGNATURES.items():
-                function = getattr(self._c, f"edgeslim_{name}")
-                function.restype, function.argtypes = result, arguments
+                self.declare(name, result, arguments)
         except (OSError, AttributeError) as fault:
             raise RuntimeUnavailable(f"{path}: no native runtime loads from it: {fault}") from None
         if (found := self.call("api_version")) != API_VERSION:
             raise RuntimeUnavailable(f"{path}: the native runtime has interface {found}, expected {API_VERSION}")
+
+    def declare(self, name: str, result: Any, arguments: list[Any]) -> None:
+        """Say what the function `name` returns and takes.
+
+        Raises: AttributeError where the library has none of that name.
+        """
+        function = getattr(self._c, f"edgeslim_{name}")
+        function.restype, function.argtypes = result, arguments
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Return what the function `name` returns."""

@@ -1,7 +1,7 @@
 """Text to tokens and back with a bundle's own tokenizer, and its chat template.
 
-The `tokenizers` library is used where it is installed, else onnxruntime-genai's own tokenizer, so that a device needs
-nothing more. Chat templates are rendered by onnxruntime-genai.
+The `tokenizers` library is used where it is installed, else onnxruntime-extensions by the native runtime, else
+onnxruntime-genai's own tokenizer, so that a device needs one of them. Chat templates are rendered by onnxruntime-genai.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from edgeslim.errors import BundleError, RuntimeUnavailable
 from edgeslim.runtime.config import read_object
 from edgeslim.runtime.engines import import_engine, is_installed
+from edgeslim.runtime.native_text import NativeTokenizer, is_text_available
 
 TOKENIZER = "tokenizer.json"
 _BROKEN = "\N{REPLACEMENT CHARACTER}"  # what both tokenizers decode an incomplete character to
@@ -21,6 +22,7 @@ _BROKEN = "\N{REPLACEMENT CHARACTER}"  # what both tokenizers decode an incomple
 class _Backend(Protocol):
     def encode(self, text: str, special: bool) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
+    def detokenizer(self) -> "Detokenizer": ...
 
 
 class TextCodec:
@@ -34,7 +36,7 @@ class TextCodec:
         self._bundle = bundle
         if not (bundle / TOKENIZER).is_file():
             raise BundleError(f"{bundle}: it has no {TOKENIZER}")
-        self._backend: _Backend = _TokenizersBackend(bundle) if find_spec("tokenizers") else _GenaiBackend(bundle)
+        self._backend = _open_backend(bundle)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the tokens of `text`; `special` adds those the tokenizer puts around a text (mostly a leading BOS)."""
@@ -46,7 +48,7 @@ class TextCodec:
 
     def detokenizer(self) -> "Detokenizer":
         """Return a fresh streaming decoder."""
-        return Detokenizer(self.decode)
+        return self._backend.detokenizer()
 
     def prompt_tokens(self, prompt: str, *, raw: bool = False) -> list[int]:
         """Return the tokens of `prompt` as one user message of the chat template, or of the bare text.
@@ -121,6 +123,23 @@ class Detokenizer:
         return self._decode(self._ids[self._start :])[len(known) :]
 
 
+class _NativeDetokenizer(Detokenizer):
+    """The native runtime's, which keeps the bytes of an incomplete character itself."""
+
+    def __init__(self, tokenizer: NativeTokenizer) -> None:
+        super().__init__(tokenizer.decode)
+        self._decoder = tokenizer.decoder()
+
+    def push(self, token: int) -> str:
+        return self._decoder.push(token)
+
+
+def _open_backend(bundle: Path) -> _Backend:
+    if find_spec("tokenizers"):
+        return _TokenizersBackend(bundle)
+    return _NativeBackend(bundle) if is_text_available() else _GenaiBackend(bundle)
+
+
 class _TokenizersBackend:
     """The `tokenizers` library."""
 
@@ -137,6 +156,25 @@ class _TokenizersBackend:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def detokenizer(self) -> Detokenizer:
+        return Detokenizer(self.decode)
+
+
+class _NativeBackend:
+    """onnxruntime-extensions, by the native runtime."""
+
+    def __init__(self, bundle: Path) -> None:
+        self._tokenizer = NativeTokenizer(bundle)
+
+    def encode(self, text: str, special: bool) -> list[int]:
+        return self._tokenizer.encode(text, special=special)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids)
+
+    def detokenizer(self) -> Detokenizer:
+        return _NativeDetokenizer(self._tokenizer)
 
 
 class _GenaiBackend:
@@ -156,6 +194,9 @@ class _GenaiBackend:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids)))
+
+    def detokenizer(self) -> Detokenizer:
+        return Detokenizer(self.decode)
 
 
 def leading_ids(post_processor: dict[str, Any] | None) -> list[int]:

@@ -1,4 +1,5 @@
-// A screen that streams tokens from a bundle in the app's resources (a folder reference named "bundle").
+// A screen that streams text from a bundle in the app's resources (a folder reference named "bundle"); without
+// onnxruntime-extensions the prompt and the answer are token ids.
 // Not compiled by its authors: no Swift toolchain was at hand. Libraries to link: see runtime/swift/README.md.
 import Edgeslim
 import SwiftUI
@@ -9,13 +10,13 @@ struct EdgeslimApp: App {
 }
 
 struct ContentView: View {
-    @State private var prompt = "5 60 7 200"
+    @State private var prompt = "Once upon a time"
     @State private var written = ""
     @State private var writing: Task<Void, Never>?
 
     var body: some View {
         VStack(alignment: .leading) {
-            TextField("token ids", text: $prompt).textFieldStyle(.roundedBorder)
+            TextField("prompt", text: $prompt).textFieldStyle(.roundedBorder)
             Button(writing == nil ? "Write" : "Stop") { writing == nil ? start() : writing?.cancel() }
             ScrollView { Text(written).frame(maxWidth: .infinity, alignment: .leading) }
         }
@@ -24,12 +25,15 @@ struct ContentView: View {
 
     private func start() {
         written = ""
-        let tokens = prompt.split(separator: " ").compactMap { Int32($0) }
         writing = Task {
             do {
                 let folder = Bundle.main.path(forResource: "bundle", ofType: nil) ?? "bundle"
+                let tokenizer = try? Tokenizer(folder: folder), decoder = try tokenizer.map { try TextDecoder($0) }
+                let tokens = try tokenizer?.encode(prompt) ?? prompt.split(separator: " ").compactMap { Int32($0) }
                 let session = try await Task.detached { try Session(model: Model(folder: folder)) }.value
-                for try await token in session.tokens(after: tokens, maxNewTokens: 64) { written += "\(token) " }
+                for try await token in session.tokens(after: tokens, maxNewTokens: 64) {
+                    written += try decoder?.push(token) ?? "\(token) "
+                }
             } catch {
                 written += "\n\(error)"
             }

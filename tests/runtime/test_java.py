@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sysconfig
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from edgeslim.runtime.library import find_library
 from edgeslim.runtime.native_library import is_available, native_library, onnxruntime_library
 from edgeslim.runtime.native_session import NativeSampling, NativeSession
+from edgeslim.runtime.native_text import NativeTokenizer, extensions_library
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="no kernel library: installed without a compiler")
 
@@ -49,9 +51,11 @@ def java(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [machine, *JVM, f"-Dedgeslim.library={glue}", "-cp", str(folder), "Check"]
 
 
-def check(java: list[str], case: str, bundle: Path) -> dict[str, str]:
-    """Run a case of Check.java and return what it says, by name."""
-    done = subprocess.run([*java, case, bundle, onnxruntime_library() or ""], capture_output=True, text=True)
+def check(java: list[str], case: str, bundle: Path, library: Path | None = None, preload: str = "") -> dict[str, str]:
+    """Run a case of Check.java, with ONNX Runtime or another library, and return what it says, by name."""
+    command = [*java, case, bundle, library or onnxruntime_library() or ""]
+    environment = {**os.environ, **({"LD_PRELOAD": preload} if preload else {})}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "WARNING" not in done.stdout + done.stderr, done.stdout + done.stderr  # of -Xcheck:jni
     return dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
@@ -159,3 +163,44 @@ def test_a_thousand_sessions_leave_no_memory_behind(java, exported):
     # A session that stayed is 50 kB or more, a model more; what the virtual machine itself adds was below 1 MB.
     assert int(said["sessions grew by kB"]) < 4000
     assert int(said["models grew by kB"]) < 4000
+
+
+@pytest.fixture(scope="session")
+def extensions() -> tuple[Path, str]:
+    """onnxruntime-extensions' library, and what a process that is not Python must load before: the PyPI package is also
+    a module of Python's. The AAR for Android has a library of its own."""
+    found = extensions_library()
+    if found is None:
+        pytest.skip("no onnxruntime-extensions")
+    python = Path(sysconfig.get_config_var("LIBDIR") or "") / (sysconfig.get_config_var("LDLIBRARY") or "")
+    if not python.is_file() or python.suffix == ".a":
+        pytest.skip("onnxruntime-extensions' package needs Python's library, and this Python has none")
+    return found, str(python)
+
+
+def test_text_goes_to_tokens_and_back_as_in_python(java, extensions):
+    bundle = ROOT / "examples" / "models" / "tiny-llama"
+
+    said = check(java, "text", bundle, *extensions)
+
+    assert said == {
+        "none": "RUNTIME_UNAVAILABLE",
+        "no bundle": "BAD_BUNDLE",
+        "tokens": words(NativeTokenizer(bundle).encode("naïve — 漢字 \N{SLIGHTLY SMILING FACE}")),
+        "bare": str(len(said["tokens"].split())),
+        "decoded": "true",
+        "negative": "INVALID_ARGUMENT",
+        "zero": "IllegalArgumentException",
+        "null text": "INVALID_ARGUMENT",
+        "streamed": "true",
+        "closed decoder": "IllegalStateException",
+        "closed": "IllegalStateException",
+    }
+
+
+def test_tokenizers_and_decoders_leave_no_memory_behind(java, extensions):
+    said = check(java, "text memory", ROOT / "examples" / "models" / "tiny-llama", *extensions)
+
+    # A tokenizer that stayed is 0.7 MB or more, forty thousand decoders are 7.8 MB.
+    assert int(said["decoders grew by kB"]) < 2000
+    assert int(said["tokenizers grew by kB"]) < 8000

@@ -9,16 +9,24 @@ from hypothesis import strategies as st
 
 from edgeslim.errors import BundleError, RuntimeUnavailable
 from edgeslim.runtime import text as text_module
+from edgeslim.runtime.native_text import is_text_available
 from edgeslim.runtime.text import Detokenizer, TextCodec, leading_ids
 
 MULTIBYTE = "é ü 漢字 日本語 👍🏽 done."
 
 
-@pytest.fixture(params=["tokenizers", "genai"])
+def use(library, monkeypatch):
+    """Let a codec find that library alone."""
+    monkeypatch.setattr(text_module, "find_spec", lambda name: library == name or None)
+    monkeypatch.setattr(text_module, "is_text_available", lambda: library == "extensions")
+
+
+@pytest.fixture(params=["tokenizers", "extensions", "genai"])
 def codec(request, llama, monkeypatch):
     """The bundle's tokenizer by each library in turn."""
-    if request.param == "genai":
-        monkeypatch.setattr(text_module, "find_spec", lambda name: None)
+    if request.param == "extensions" and not is_text_available():
+        pytest.skip("needs the native runtime and onnxruntime-extensions")
+    use(request.param, monkeypatch)
     return TextCodec(llama.bundle)
 
 
@@ -98,7 +106,7 @@ def test_both_libraries_put_the_same_special_tokens_first(llama, tmp_path, monke
     tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), leading])
     tokenizer.save(str(bundle / "tokenizer.json"))
     ours = TextCodec(bundle)
-    monkeypatch.setattr(text_module, "find_spec", lambda name: None)
+    use("genai", monkeypatch)
     genai = TextCodec(bundle)
     assert ours.encode("hello") == genai.encode("hello")
     assert ours.encode("hello")[0] == 1

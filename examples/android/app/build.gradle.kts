@@ -22,4 +22,6 @@ android {
 
 dependencies {
     implementation(project(":edgeslim"))
+    // Text: libortextensions.so with the functions Ortx… of 0.15. Without it the app takes token ids.
+    runtimeOnly("com.microsoft.onnxruntime:onnxruntime-extensions-android:0.15.0")
 }

@@ -4,8 +4,11 @@
 #include <exception>
 #include <memory>
 #include <new>
+#include <string>
+#include <vector>
 
 #include "engine/profile.h"
+#include "engine/tokenizer.h"
 
 #if !defined(EDGESLIM_VERSION)
 #define EDGESLIM_VERSION "0.0.0"
@@ -13,6 +16,8 @@
 
 struct edgeslim_model : edgeslim::Model {};
 struct edgeslim_session : edgeslim::Session {};
+struct edgeslim_tokenizer : edgeslim::Tokenizer {};
+struct edgeslim_decoder : edgeslim::TextDecoder {};
 
 namespace {
 
@@ -196,6 +201,72 @@ void edgeslim_session_cancel(edgeslim_session* session) {
 void edgeslim_session_resume(edgeslim_session* session) {
   guarded(nullptr, [&] {
     if (session) session->resume();
+    return Status{};
+  });
+}
+
+int32_t edgeslim_tokenizer_open(const char* folder, const char* library, edgeslim_tokenizer** tokenizer, edgeslim_error* error) {
+  return guarded(error, [&] {
+    if (!folder || !tokenizer) return missing(folder ? "tokenizer" : "folder");
+    *tokenizer = nullptr;
+    auto made = std::make_unique<edgeslim_tokenizer>();
+    if (Status s = Tokenizer::open(folder, library, made.get()); s.failed()) return s;
+    *tokenizer = made.release();
+    return Status{};
+  });
+}
+
+void edgeslim_tokenizer_free(edgeslim_tokenizer* tokenizer) { delete tokenizer; }
+
+int32_t edgeslim_tokenizer_encode(const edgeslim_tokenizer* tokenizer, const char* text, int32_t special, int32_t* tokens,
+                                  int64_t capacity, int64_t* needed, edgeslim_error* error) {
+  return guarded(error, [&] {
+    if (!tokenizer || !text || !needed) return missing(!tokenizer ? "tokenizer" : !text ? "text" : "needed");
+    std::vector<int32_t> found;
+    if (Status s = tokenizer->encode(text, special != 0, &found); s.failed()) return s;
+    *needed = int64_t(found.size());
+    if (!tokens) return Status{};
+    if (capacity < *needed)
+      return failure(EDGESLIM_INVALID_ARGUMENT, "the text has %lld tokens, there is room for %lld", (long long)*needed, (long long)capacity);
+    std::copy(found.begin(), found.end(), tokens);
+    return Status{};
+  });
+}
+
+int32_t edgeslim_tokenizer_decode(const edgeslim_tokenizer* tokenizer, const int32_t* tokens, int64_t count, char* text,
+                                  size_t capacity, size_t* needed, edgeslim_error* error) {
+  return guarded(error, [&] {
+    if (!tokenizer || !needed || (count && !tokens)) return missing(!tokenizer ? "tokenizer" : !needed ? "needed" : "tokens");
+    std::string found;
+    if (Status s = tokenizer->decode(tokens, count, &found); s.failed()) return s;
+    *needed = found.size();
+    if (!text) return Status{};
+    if (capacity <= found.size())
+      return failure(EDGESLIM_INVALID_ARGUMENT, "the text has %zu bytes, there is room for %zu", found.size(), capacity);
+    std::memcpy(text, found.c_str(), found.size() + 1);
+    return Status{};
+  });
+}
+
+int32_t edgeslim_decoder_open(const edgeslim_tokenizer* tokenizer, edgeslim_decoder** decoder, edgeslim_error* error) {
+  return guarded(error, [&] {
+    if (!tokenizer || !decoder) return missing(tokenizer ? "decoder" : "tokenizer");
+    *decoder = nullptr;
+    auto made = std::make_unique<edgeslim_decoder>();
+    if (Status s = made->open(*tokenizer); s.failed()) return s;
+    *decoder = made.release();
+    return Status{};
+  });
+}
+
+void edgeslim_decoder_free(edgeslim_decoder* decoder) { delete decoder; }
+
+int32_t edgeslim_decoder_push(edgeslim_decoder* decoder, int32_t token, const char** text, edgeslim_error* error) {
+  return guarded(error, [&] {
+    if (!decoder || !text) return missing(decoder ? "text" : "decoder");
+    const std::string* found = nullptr;
+    if (Status s = decoder->push(token, &found); s.failed()) return s;
+    *text = found->c_str();
     return Status{};
   });
 }

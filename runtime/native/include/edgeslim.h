@@ -1,7 +1,8 @@
 /* The native runtime of edgeslim: load a bundle, feed tokens, sample, stream, cancel, save and restore, profile.
  *
- * One library holds this interface and the operators that bundles use. It needs ONNX Runtime 1.17 or newer, which it
- * loads while it runs. Nothing else is linked.
+ * One library holds this interface and the operators that bundles use. What it does not run by itself it gives to ONNX
+ * Runtime 1.17 or newer, and text to onnxruntime-extensions 0.15 or newer, which it loads while it runs. Nothing else is
+ * linked.
  *
  * Errors. Every function that can fail returns a code, EDGESLIM_OK being 0, and writes the same code and one line of
  * text into `error` where that is not null. No C++ exception leaves a function. After a failure the objects are as they
@@ -37,8 +38,8 @@ enum {
   EDGESLIM_OK = 0,
   EDGESLIM_INVALID_ARGUMENT = 1,    /* a value that cannot be meant */
   EDGESLIM_BAD_BUNDLE = 2,          /* a bundle that is incomplete, damaged, hostile or of another version */
-  EDGESLIM_RUNTIME_UNAVAILABLE = 3, /* ONNX Runtime is not found, does not load or is too old */
-  EDGESLIM_RUNTIME_FAILED = 4,      /* ONNX Runtime says that a run failed */
+  EDGESLIM_RUNTIME_UNAVAILABLE = 3, /* ONNX Runtime, or for text its extensions, is not found, does not load or is too old */
+  EDGESLIM_RUNTIME_FAILED = 4,      /* ONNX Runtime, or its extensions, say that a run failed */
   EDGESLIM_CONTEXT_FULL = 5,        /* the tokens do not fit what the session has room for */
   EDGESLIM_CANCELLED = 6,           /* edgeslim_session_cancel */
   EDGESLIM_WRONG_ORDER = 7,         /* a call that needs another one before it */
@@ -190,6 +191,36 @@ EDGESLIM_CALL int32_t edgeslim_session_generate(edgeslim_session* session, const
  * every later one at once, until edgeslim_session_resume. The state stays whole, see edgeslim_session_feed. */
 EDGESLIM_CALL void edgeslim_session_cancel(edgeslim_session* session);
 EDGESLIM_CALL void edgeslim_session_resume(edgeslim_session* session);
+
+/* ---- text ---------------------------------------------------------------------------------------------------------- */
+
+/* A bundle's tokenizer, by onnxruntime-extensions where it is present. Apps that have another one hand tokens alone. */
+typedef struct edgeslim_tokenizer edgeslim_tokenizer;
+typedef struct edgeslim_decoder edgeslim_decoder;
+
+/* Opens tokenizer.json (BPE or Unigram) of the bundle in `folder`. `library`: path of libortextensions, or of the folder
+ * it lies in. Null: the environment variable EDGESLIM_ORTEXTENSIONS, else one in this process, else the system's. A
+ * tokenizer and its decoders are used by one thread at a time. */
+EDGESLIM_CALL int32_t edgeslim_tokenizer_open(const char* folder, const char* library, edgeslim_tokenizer** tokenizer,
+                                              edgeslim_error* error);
+/* Its decoders must have been freed. Null is let pass. */
+EDGESLIM_CALL void edgeslim_tokenizer_free(edgeslim_tokenizer* tokenizer);
+/* Writes the tokens of `text` into `tokens` [capacity] and how many there are into `needed`; `tokens` null asks for that
+ * alone. `special` not 0: with those that the bundle puts around a text, such as one that begins it. */
+EDGESLIM_CALL int32_t edgeslim_tokenizer_encode(const edgeslim_tokenizer* tokenizer, const char* text, int32_t special,
+                                                int32_t* tokens, int64_t capacity, int64_t* needed, edgeslim_error* error);
+/* Writes the text of `tokens` [count] into `text` [capacity] with a 0 behind it, and its length into `needed`; `text`
+ * null asks for that alone. Special tokens and characters that are not complete have no text. */
+EDGESLIM_CALL int32_t edgeslim_tokenizer_decode(const edgeslim_tokenizer* tokenizer, const int32_t* tokens, int64_t count,
+                                                char* text, size_t capacity, size_t* needed, edgeslim_error* error);
+/* Decodes tokens as they come. Its tokenizer must live longer. */
+EDGESLIM_CALL int32_t edgeslim_decoder_open(const edgeslim_tokenizer* tokenizer, edgeslim_decoder** decoder,
+                                            edgeslim_error* error);
+EDGESLIM_CALL void edgeslim_decoder_free(edgeslim_decoder* decoder);
+/* Sets `text` to what `token` completes: whole characters, "" where none is. It stays until the decoder's next call. The
+ * texts of all tokens, one behind the other, are what edgeslim_tokenizer_decode gives for them. */
+EDGESLIM_CALL int32_t edgeslim_decoder_push(edgeslim_decoder* decoder, int32_t token, const char** text,
+                                            edgeslim_error* error);
 
 /* ---- saved states ------------------------------------------------------------------------------------------------ */
 

@@ -73,6 +73,8 @@ void throw_out_of_memory(JNIEnv* env) {
 
 edgeslim_model* model_of(jlong handle) { return reinterpret_cast<edgeslim_model*>(handle); }
 edgeslim_session* session_of(jlong handle) { return reinterpret_cast<edgeslim_session*>(handle); }
+edgeslim_tokenizer* tokenizer_of(jlong handle) { return reinterpret_cast<edgeslim_tokenizer*>(handle); }
+edgeslim_decoder* decoder_of(jlong handle) { return reinterpret_cast<edgeslim_decoder*>(handle); }
 
 edgeslim_model_options options_of(jint flags, jint threads, const Text& onnxruntime, const Text& graph) {
   edgeslim_model_options options = {};
@@ -267,4 +269,56 @@ EDGESLIM_JNI(void, restore)(JNIEnv* env, jclass, jlong session, jbyteArray state
   const Octets given(env, state);
   edgeslim_error error;
   thrown(env, edgeslim_session_restore(session_of(session), given.data(), std::size_t(given.size()), &error), error);
+}
+
+EDGESLIM_JNI(jlong, openTokenizer)(JNIEnv* env, jclass, jbyteArray folder, jbyteArray library) {
+  const Text path(env, folder), extensions(env, library);
+  edgeslim_tokenizer* tokenizer = nullptr;
+  edgeslim_error error;
+  thrown(env, edgeslim_tokenizer_open(path.c(), extensions.c(), &tokenizer, &error), error);
+  return reinterpret_cast<jlong>(tokenizer);
+}
+
+EDGESLIM_JNI(void, freeTokenizer)(JNIEnv*, jclass, jlong tokenizer) { edgeslim_tokenizer_free(tokenizer_of(tokenizer)); }
+
+EDGESLIM_JNI(jintArray, encode)(JNIEnv* env, jclass, jlong tokenizer, jbyteArray text, jboolean special) {
+  const Text given(env, text);
+  int64_t needed = 0;
+  edgeslim_error error;
+  const auto* const from = tokenizer_of(tokenizer);
+  if (thrown(env, edgeslim_tokenizer_encode(from, given.c(), special, nullptr, 0, &needed, &error), error)) return nullptr;
+  const jintArray array = env->NewIntArray(jsize(needed));
+  jint* const tokens = array ? env->GetIntArrayElements(array, nullptr) : nullptr;
+  if (!tokens) return nullptr;
+  const int32_t code = edgeslim_tokenizer_encode(from, given.c(), special, reinterpret_cast<int32_t*>(tokens), needed, &needed, &error);
+  env->ReleaseIntArrayElements(array, tokens, 0);
+  return thrown(env, code, error) ? nullptr : array;
+}
+
+EDGESLIM_JNI(jbyteArray, decode)(JNIEnv* env, jclass, jlong tokenizer, jintArray tokens) {
+  const Ints given(env, tokens);
+  std::size_t needed = 0;
+  edgeslim_error error;
+  const auto* const from = tokenizer_of(tokenizer);
+  if (thrown(env, edgeslim_tokenizer_decode(from, given.data(), given.size(), nullptr, 0, &needed, &error), error)) return nullptr;
+  const Bytes text(static_cast<char*>(std::malloc(needed + 1)));
+  if (!text) return throw_out_of_memory(env), nullptr;
+  const int32_t code = edgeslim_tokenizer_decode(from, given.data(), given.size(), text.get(), needed + 1, &needed, &error);
+  return thrown(env, code, error) ? nullptr : to_bytes(env, text.get(), needed);
+}
+
+EDGESLIM_JNI(jlong, openDecoder)(JNIEnv* env, jclass, jlong tokenizer) {
+  edgeslim_decoder* decoder = nullptr;
+  edgeslim_error error;
+  thrown(env, edgeslim_decoder_open(tokenizer_of(tokenizer), &decoder, &error), error);
+  return reinterpret_cast<jlong>(decoder);
+}
+
+EDGESLIM_JNI(void, freeDecoder)(JNIEnv*, jclass, jlong decoder) { edgeslim_decoder_free(decoder_of(decoder)); }
+
+EDGESLIM_JNI(jbyteArray, push)(JNIEnv* env, jclass, jlong decoder, jint token) {
+  const char* text = nullptr;
+  edgeslim_error error;
+  if (thrown(env, edgeslim_decoder_push(decoder_of(decoder), token, &text, &error), error)) return nullptr;
+  return to_bytes(env, text, std::strlen(text));
 }

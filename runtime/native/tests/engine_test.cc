@@ -12,6 +12,7 @@
 #include "engine/bundle.h"
 #include "engine/hash.h"
 #include "engine/sampler.h"
+#include "engine/utf8.h"
 #include "include/edgeslim.h"
 #include "tests/packer.h"
 
@@ -381,10 +382,53 @@ void sessions(const char* bundle, const char* runtime) {
   for (const std::vector<int32_t>& out : shared) expect(out == tokens, "sessions of one model on several threads");
 }
 
+// ---- text
+
+void characters() {
+  for (const char* text : {"", "a", "\xc2\x80", "\xdf\xbf", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xee\x80\x80", "\xef\xbf\xbf",
+                           "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf", "na\xc3\xafve \xe6\xbc\xa2 \xf0\x9f\x99\x82"})
+    expect(is_utf8(text), text);
+  for (const char* text : {"\x80", "\xbf", "\xc0\x80", "\xc1\xbf", "\xc2", "\xc2x", "\xe0\x9f\xbf", "\xed\xa0\x80", "\xe6\xbc", "\xe6\xbcx",
+                           "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xff", "a\xf0\x9f\x99"})
+    expect(!is_utf8(text), "what is no UTF-8");
+  const std::string text = "na\xc3\xafve \xe6\xbc\xa2\xf0\x9f\x99\x82";
+  std::string waiting, taken;
+  for (const char byte : text) {
+    waiting += byte;
+    take_utf8(&waiting, &taken);
+    expect(is_utf8(taken) && text.compare(0, taken.size(), taken) == 0, "whole characters only");
+  }
+  expect(taken == text && waiting.empty(), "byte by byte, all of it");
+  waiting = "a\x80\xe6\xbc\xc3\xa9\xf0\x9f";
+  taken.clear();
+  take_utf8(&waiting, &taken);
+  expect(taken == "a\xc3\xa9" && waiting == "\xf0\x9f", "what is no character is dropped, what may become one waits");
+}
+
+void tokenizer_faults() {
+  edgeslim_error error;
+  edgeslim_tokenizer* tokenizer = nullptr;
+  edgeslim_decoder* decoder = nullptr;
+  int64_t count = 0;
+  size_t size = 0;
+  const char* text = nullptr;
+  expect(edgeslim_tokenizer_open(nullptr, nullptr, &tokenizer, &error) == EDGESLIM_INVALID_ARGUMENT, "no folder");
+  expect(edgeslim_tokenizer_open("/nowhere", nullptr, nullptr, &error) == EDGESLIM_INVALID_ARGUMENT, "nowhere to put it");
+  expect(edgeslim_tokenizer_open("/nowhere", nullptr, &tokenizer, &error) == EDGESLIM_BAD_BUNDLE && !tokenizer, "no bundle");
+  expect(edgeslim_tokenizer_encode(nullptr, "a", 1, nullptr, 0, &count, &error) == EDGESLIM_INVALID_ARGUMENT, "no tokenizer");
+  expect(edgeslim_tokenizer_decode(nullptr, nullptr, 0, nullptr, 0, &size, &error) == EDGESLIM_INVALID_ARGUMENT, "nor to decode");
+  expect(edgeslim_decoder_open(nullptr, &decoder, &error) == EDGESLIM_INVALID_ARGUMENT, "nor for a decoder");
+  expect(edgeslim_decoder_push(nullptr, 1, &text, &error) == EDGESLIM_INVALID_ARGUMENT, "no decoder");
+  edgeslim_tokenizer_free(nullptr);
+  edgeslim_decoder_free(nullptr);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   json_reader();
+  characters();
+  tokenizer_faults();
   paths();
   bundle_reader();
   samplers();

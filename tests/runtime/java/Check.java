@@ -10,8 +10,9 @@ import org.edgeslim.Model;
 import org.edgeslim.ModelOptions;
 import org.edgeslim.Sampling;
 import org.edgeslim.Session;
+import org.edgeslim.Tokenizer;
 
-/** {@code Check CASE BUNDLE ONNXRUNTIME}: tries the Java binding and prints what test_java.py compares, a line each. */
+/** {@code Check CASE BUNDLE LIBRARY}, ONNX Runtime's or for text its extensions': tries the Java binding and prints what test_java.py compares, a line each. */
 final class Check {
   private static final int[] PROMPT = {5, 60, 7, 200, 11, 9};
   private static final int[] NONE = {};
@@ -34,6 +35,8 @@ final class Check {
       case "closing" -> check.closing();
       case "saved" -> check.saved();
       case "memory" -> check.memory();
+      case "text" -> check.text(arguments[2]);
+      case "text memory" -> check.textMemory(arguments[2]);
       case "profile" -> say("profile", Model.profile(check.bundle, check.options, 4, 3, 2));
       default -> throw new IllegalArgumentException(arguments[0]);
     }
@@ -199,6 +202,54 @@ final class Check {
       say("first", join(first));
       say("second", join(second));
     }
+  }
+
+  private void text(String extensions) {
+    String sample = "na\u00efve \u2014 \u6f22\u5b57 \uD83D\uDE42";
+    say("none", code(() -> Tokenizer.open(bundle, "/nowhere/libortextensions.so").close()));
+    say("no bundle", code(() -> Tokenizer.open("/nowhere", extensions).close()));
+    Tokenizer tokenizer = Tokenizer.open(bundle, extensions);
+    int[] tokens = tokenizer.encode(sample);
+    say("tokens", join(Arrays.stream(tokens).boxed().collect(Collectors.toList())));
+    say("bare", tokenizer.encode(sample, false).length);
+    say("decoded", tokenizer.decode(tokens).equals(sample));
+    say("negative", code(() -> tokenizer.decode(-1)));
+    say("zero", code(() -> tokenizer.encode("a\0b")));
+    say("null text", code(() -> tokenizer.encode(null)));
+    Tokenizer.Decoder decoder = tokenizer.decoder();
+    tokenizer.close();
+    tokenizer.close();
+    StringBuilder pieces = new StringBuilder();
+    for (int token : tokens) {
+      pieces.append(decoder.push(token));
+    }
+    say("streamed", pieces.toString().equals(sample));
+    decoder.close();
+    decoder.close();
+    say("closed decoder", code(() -> decoder.push(1)));
+    say("closed", code(() -> tokenizer.encode(sample)));
+  }
+
+  /** Forty thousand decoders, then a hundred tokenizers: by how many kB the process grows. */
+  private void textMemory(String extensions) throws Exception {
+    long before = 0;
+    try (Tokenizer tokenizer = Tokenizer.open(bundle, extensions)) {
+      int[] tokens = tokenizer.encode("\uD83D\uDE42 on");
+      for (int i = 0; i < 41000; ++i) {
+        before = i == 1000 ? residentKilobytes() : before;
+        try (Tokenizer.Decoder decoder = tokenizer.decoder()) {
+          for (int token : tokens) {
+            decoder.push(token);
+          }
+        }
+      }
+    }
+    say("decoders grew by kB", residentKilobytes() - before);
+    for (int i = 0; i < 150; ++i) {
+      before = i == 50 ? residentKilobytes() : before;
+      Tokenizer.open(bundle, extensions).close();
+    }
+    say("tokenizers grew by kB", residentKilobytes() - before);
   }
 
   /** A thousand sessions of one model, then a hundred models: by how many kB the process grows. */

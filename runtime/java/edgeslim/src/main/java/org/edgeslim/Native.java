@@ -77,4 +77,19 @@ final class Native {
   static native byte[] save(long session);
 
   static native void restore(long session, byte[] state);
+
+  static native long openTokenizer(byte[] folder, byte[] library);
+
+  static native void freeTokenizer(long tokenizer);
+
+  static native int[] encode(long tokenizer, byte[] text, boolean special);
+
+  static native byte[] decode(long tokenizer, int[] tokens);
+
+  static native long openDecoder(long tokenizer);
+
+  static native void freeDecoder(long decoder);
+
+  /** Returns UTF-8 of whole characters. */
+  static native byte[] push(long decoder, int token);
 }
