@@ -34,7 +34,7 @@ static inline void rows_to_state(const Convolution& c, int64_t channel, Count co
 template <class V, int WIDTH, class Count>
 static inline void convolve_block(const Convolution& c, int64_t channel, Count count) {
   const int64_t width = WIDTH ? WIDTH : c.width, before = width - 1;
-  float rows[16 * kMostTaps] = {0};  // inputs before the first token
+  float rows[16 * (WIDTH ? WIDTH : kMostTaps)] = {0};  // inputs before the first token
   if (!c.continues) state_to_rows<WIDTH>(c, channel, count, rows);
   const float* x = c.x + channel;
   const auto input = [&](int64_t t) {
@@ -51,9 +51,33 @@ static inline void convolve_block(const Convolution& c, int64_t channel, Count c
   rows_to_state<WIDTH>(c, channel, count, rows);
 }
 
+constexpr int64_t kChannelsTogether = 512;  // whose taps and rows stay in the first cache
+
+// Where the convolution continues: row after row, as they lie in memory.
+template <class V>
+static inline void convolve_rows(const Convolution& c, int64_t first, int64_t last) {
+  for (int64_t t = 0; t < c.tokens; ++t) {
+    const float* x = c.x + (t + 1 - c.width) * c.x_stride;
+    float* y = c.y + t * c.channels;
+    by_sixteen(last - first, [&](int64_t i, auto count) {
+      const int64_t channel = first + i;
+      V sum = c.bias ? V::load_some(c.bias + channel, count) : V::set(0);
+      for (int64_t j = 0; j < c.width; ++j)
+        sum = V::fma(V::load_some(c.taps + j * c.channels + channel, count),
+                     V::load_some(x + j * c.x_stride + channel, count), sum);
+      (c.silu ? silu(sum) : sum).store_some(y + channel, count);
+    });
+  }
+}
+
 // Channels [first, last).
 template <class V>
 static void convolve(const Convolution& c, int64_t first, int64_t last) {
+  if (c.continues && !c.present) {
+    for (; first < last; first += kChannelsTogether)
+      convolve_rows<V>(c, first, last - first < kChannelsTogether ? last : first + kChannelsTogether);
+    return;
+  }
   by_sixteen(last - first, [&](int64_t i, auto count) {
     if (c.width == 4)
       convolve_block<V, 4>(c, first + i, count);
