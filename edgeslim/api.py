@@ -452,7 +452,8 @@ def frontier(
     """Try forms of `model`, uniform ones and one for each linear, and measure each; return the report as JSON values.
 
     `options`: see `FrontierRecipe`. `output` gets the table (Markdown and JSON), a plot, and each trial's recipe, which
-    `compress` repeats. Finished trials of a killed run are kept.
+    `compress` repeats. What a killed run has finished is kept; an `output` that differs in nothing but `max_bytes` and
+    `min_tok_s` is not measured again.
 
     Raises: RecipeError and whatever the steps raise.
     """

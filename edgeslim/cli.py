@@ -341,7 +341,7 @@ def frontier(
     bits: Annotated[str, typer.Option(help="Range of bits a weight: values, mask and scales.")] = _FRONTIER.bits,
     calib: Calibration = None,
     samples: Samples = _FRONTIER.samples,
-    seqlen: Seqlen = None,
+    seqlen: Annotated[int, typer.Option(help="Tokens a window.")] = _FRONTIER.seqlen,
     seed: Seed = _FRONTIER.seed,
     device: Device = _FRONTIER.device,
     effort: Effort = _FRONTIER.effort,
@@ -356,7 +356,11 @@ def frontier(
     restart: Restart = False,
     as_json: Json = False,
 ) -> None:
-    """Try forms of a model, uniform ones and one for each linear: a table and a plot of perplexity, bytes and speed."""
+    """Try forms of a model, uniform ones and one for each linear: a table and a plot of perplexity, bytes and speed.
+
+    Some twenty trials, each a prune, an export and a perplexity. A run that was stopped goes on when called again; a
+    finished folder asked with another --max-bytes or --min-tok-s answers at once.
+    """
     with _reporting() as progress:
         report = api.frontier(
             model,

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from edgeslim import api
 from edgeslim.errors import RecipeError
 from edgeslim.evaluate.perplexity import PerplexityResult
 from edgeslim.journal import Journal, Record, resumable_folder
+from edgeslim.output import write_file
 from edgeslim.progress import Progress
 from edgeslim.recipe import FrontierRecipe, PruneRecipe
 from edgeslim.runtime.profiler import Profile
@@ -36,15 +37,22 @@ def run_frontier(
     model: str, output: Path, recipe: FrontierRecipe, *, force: bool, restart: bool, progress: Progress
 ) -> dict[str, Any]:
     """Write the table (Markdown and JSON), the plot and `trials/NAME/recipe.toml` into the new folder `output`; return
-    what the JSON has.
+    what the JSON has. A folder that has the same measurements already is only asked for the best within the budgets.
 
     Raises: RecipeError and whatever the steps raise.
     """
     low, high = parse_range(recipe.bits)
     if recipe.plot:
         require_matplotlib()
-    arguments = {"model": str(Path(model).resolve() if Path(model).is_dir() else model), **asdict(recipe)}
-    with resumable_folder(output, arguments, force=force, restart=restart) as (journal, content):
+    model = _absolute(model) or model
+    recipe = replace(recipe, calib=_absolute(recipe.calib), text=_absolute(recipe.text))
+    measured = None if force or restart else _measured(output, model, recipe)
+    if measured is not None:
+        report = _report(model, recipe, *measured)
+        write_file(output / REPORT, _json(report), force=True)
+        write_file(output / TABLE, markdown(report, measured[1]), force=True)
+        return report
+    with resumable_folder(output, _arguments(model, recipe), force=force, restart=restart) as (journal, content):
         run = _Run(model, recipe, journal, content, progress)
         run.refuse_unknown_family()
         trials = [*uniform_trials(model, recipe, low, high), *run.mixed(low, high)]
@@ -53,8 +61,8 @@ def run_frontier(
         dense = run.dense()
         results = [run.measure(trial, number, len(trials)) for number, trial in enumerate(trials)]
         report = _report(model, recipe, dense, results)
-        (content / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        (content / TABLE).write_text(markdown(Path(model).name, dense, results, _words(report)), encoding="utf-8")
+        (content / REPORT).write_text(_json(report), encoding="utf-8")
+        (content / TABLE).write_text(markdown(report, results), encoding="utf-8")
         if recipe.plot:
             plot(content / PLOT, Path(model).name, dense, results)
     return report
@@ -78,7 +86,8 @@ class _Run:
 
     def dense(self) -> float:
         """Return the perplexity of the model as it is."""
-        return float(self._once("dense", lambda: {"perplexity": self._perplexity(Path(self._model))})["perplexity"])
+        found = self._once("dense", lambda: {"perplexity": self._perplexity(Path(self._model), self._progress)})
+        return float(found["perplexity"])
 
     def mixed(self, low: float, high: float) -> list[Trial]:
         """Return a trial for each budget, with a form for every linear."""
@@ -95,12 +104,15 @@ class _Run:
         """Return what becomes of `trial`; its recipe is left beside the results, its files are not."""
 
         def progress(done: int, steps: int, label: str) -> None:
-            self._progress(number, total, f"{trial.name}: {label}")
+            self._progress(number, total, f"{trial.name}: {label} ({done} of {steps})")
 
         folder = self._content / "trials" / trial.name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.toml").write_text(to_toml(recipe_table(trial.recipe)), encoding="utf-8")
-        return Result(**self._once(f"trial {trial.name}", lambda: asdict(self._try(trial, progress))))
+        scratch = self._scratch / trial.name
+        result = Result(**self._once(f"trial {trial.name}", lambda: asdict(self._try(trial, scratch, progress))))
+        shutil.rmtree(scratch, ignore_errors=True)
+        return result
 
     def _sensitivity(self) -> Record:
         from edgeslim.checkpoint import Checkpoint
@@ -119,35 +131,37 @@ class _Run:
         )
         return {"options": {name: [asdict(each) for each in found] for name, found in options.items()}, "sizes": sizes}
 
-    def _try(self, trial: Trial, progress: Progress) -> Result:
-        checkpoint, bundle = self._scratch / "checkpoint", self._scratch / "bundle"
-        assert trial.recipe.prune is not None
-        pruned = api.prune(
-            trial.recipe.model, checkpoint, force=True, restart=True, progress=progress, **asdict(trial.recipe.prune)
-        )
+    def _try(self, trial: Trial, scratch: Path, progress: Progress) -> Result:
+        checkpoint, bundle = scratch / "checkpoint", scratch / "bundle"
+        bits = self._once(f"prune {trial.name}", lambda: {"bits": self._prune(trial, checkpoint, progress)})["bits"]
         manifest = api.export(checkpoint, bundle, force=True, progress=progress, **asdict(trial.recipe.export))
-        perplexity = self._perplexity(bundle)
+        perplexity = self._perplexity(bundle, progress)
         speeds: dict[str, float] = {}
         if self._recipe.profile:
             profile = api.profile(bundle, progress=progress)
             assert isinstance(profile, Profile)
             speeds = {"decode_tok_s": profile.decode_tok_s_p50, "prefill_tok_s": profile.prefill_tok_s_p50}
-        size = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
-        shutil.rmtree(self._scratch)
-        assert pruned.bits is not None
         return Result(
             name=trial.name,
             budget=trial.budget,
-            bits=pruned.bits,
+            bits=bits,
             perplexity=perplexity,
             weight_bytes=manifest.weight_bytes,
-            bundle_bytes=size,
+            bundle_bytes=sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()),
             **speeds,
         )
 
-    def _perplexity(self, model: Path) -> float:
+    def _prune(self, trial: Trial, checkpoint: Path, progress: Progress) -> float:
+        """Return the bits a weight of the linears; a prune that was killed goes on after its last finished block."""
+        assert trial.recipe.prune is not None
+        options = asdict(trial.recipe.prune)
+        pruned = api.prune(trial.recipe.model, checkpoint, force=True, progress=progress, **options)
+        assert pruned.bits is not None
+        return pruned.bits
+
+    def _perplexity(self, model: Path, progress: Progress) -> float:
         recipe = self._recipe
-        scored = api.eval(model, text=recipe.text, seqlen=recipe.eval_seqlen, progress=self._progress)
+        scored = api.eval(model, text=recipe.text, seqlen=recipe.eval_seqlen, progress=progress)
         assert isinstance(scored, PerplexityResult)
         return scored.perplexity
 
@@ -155,6 +169,31 @@ class _Run:
         if step not in self._journal.steps:
             self._journal.finish(step, work())
         return self._journal.steps[step]
+
+
+def _absolute(place: str | None) -> str | None:
+    """Return `place` such that recipes name it from any folder; what is no path (a hub id, None) as it is."""
+    return str(Path(place).resolve()) if place and Path(place).exists() else place
+
+
+_BUDGETS = ("max_bytes", "min_tok_s")
+"""What is asked of the measurements; they are the same whatever it is."""
+
+
+def _arguments(model: str, recipe: FrontierRecipe) -> dict[str, Any]:
+    """Return what decides the measurements."""
+    return {"model": model, **{key: value for key, value in asdict(recipe).items() if key not in _BUDGETS}}
+
+
+def _measured(output: Path, model: str, recipe: FrontierRecipe) -> tuple[float, list[Result]] | None:
+    """Return the dense perplexity and the results in `output`, None where it has none of these arguments."""
+    try:
+        report = json.loads((output / REPORT).read_text(encoding="utf-8"))
+        if _arguments(report["model"], FrontierRecipe(**report["recipe"])) != _arguments(model, recipe):
+            return None
+        return report["dense_perplexity"], [Result(**trial) for trial in report["trials"]]
+    except (OSError, ValueError, KeyError, TypeError, RecipeError):
+        return None  # not a finished frontier: an existing folder is refused as everywhere
 
 
 def _report(model: str, recipe: FrontierRecipe, dense: float, results: list[Result]) -> dict[str, Any]:
@@ -169,15 +208,5 @@ def _report(model: str, recipe: FrontierRecipe, dense: float, results: list[Resu
     }
 
 
-def _words(report: dict[str, Any]) -> list[str]:
-    """Return the lines that name the best form within the budgets asked for."""
-    limits = report["recipe"]
-    asked = [
-        f"at most {limits['max_bytes'] / 1e6:.2f} MB" if limits["max_bytes"] else "",
-        f"at least {limits['min_tok_s']:g} tokens a second" if limits["min_tok_s"] else "",
-    ]
-    if not any(asked):
-        return []
-    name = report["best"]
-    found = f"`{name}` (trials/{name}/recipe.toml)" if name else "none of those tried"
-    return ["", f"Best with {' and '.join(filter(None, asked))}: {found}."]
+def _json(report: dict[str, Any]) -> str:
+    return json.dumps(report, indent=1) + "\n"

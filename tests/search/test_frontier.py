@@ -10,7 +10,7 @@ from families import save_tiny
 
 import edgeslim
 from edgeslim import api
-from edgeslim.errors import RecipeError
+from edgeslim.errors import OutputError, RecipeError
 from edgeslim.search.forms import Form, parse_range
 from edgeslim.search.trials import Result, best, undominated
 
@@ -63,13 +63,14 @@ def test_a_killed_frontier_goes_on_and_its_recipes_repeat_its_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(1)
-    model = save_tiny(tmp_path / "model", "llama", dtype=torch.bfloat16)
+    save_tiny(tmp_path / "model", "llama", dtype=torch.bfloat16)
     text = tmp_path / "text.txt"
     text.write_text(WORDS * 40)
+    monkeypatch.chdir(tmp_path)
     options: dict[str, Any] = {
         "bits": "4.2-4.3",
-        "calib": str(text),
-        "text": str(text),
+        "calib": "text.txt",
+        "text": "text.txt",
         "samples": 4,
         "seqlen": 32,
         "eval_seqlen": 32,
@@ -79,32 +80,53 @@ def test_a_killed_frontier_goes_on_and_its_recipes_repeat_its_trials(
         "lowering": "dense",
         "max_bytes": 10**9,
     }
-    pruned: list[Path] = []
-    original = api.prune
+    scored: list[Path] = []
+    original, whole = api.eval, api.prune
 
-    def watched(source: Any, output: Any, **kwargs: Any) -> Any:
-        pruned.append(Path(output))
-        if len(pruned) == 2:
+    def killed_at_the_second_bundle(source: Any, **kwargs: Any) -> Any:
+        scored.append(Path(source))
+        if len(scored) == 3:
             raise KeyboardInterrupt
-        return original(source, output, **kwargs)
+        return original(source, **kwargs)
 
-    monkeypatch.setattr(api, "prune", watched)
+    pruned: list[Path] = []
+
+    def counted(source: Any, output: Any, **kwargs: Any) -> Any:
+        pruned.append(Path(output))
+        return whole(source, output, **kwargs)
+
+    monkeypatch.setattr(api, "eval", killed_at_the_second_bundle)
+    monkeypatch.setattr(api, "prune", counted)
     with pytest.raises(KeyboardInterrupt):
-        api.frontier(model, tmp_path / "out", **options)
+        api.frontier("model", tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
-    report = api.frontier(model, tmp_path / "out", **options)
-    assert len(pruned) == 3  # the first trial is not repeated
+    report = api.frontier("model", tmp_path / "out", **options)
+    assert len(pruned) == 2 and len(scored) == 4  # no trial is pruned twice, the dense model is scored once
     names = [trial["name"] for trial in report["trials"]]
     assert names == ["int4", "mixed-4.25"] and report["best"] in names
     assert report == json.loads((tmp_path / "out" / "frontier.json").read_text())
     table = (tmp_path / "out" / "frontier.md").read_text()
     assert all(name in table for name in names) and "Best with at most 1000.00 MB" in table
+    _ask_again(tmp_path / "out", {**options, "max_bytes": 10})
     assert (tmp_path / "out" / "frontier.svg").read_text().lstrip().startswith("<?xml")
     mixed = report["trials"][1]
     assert 4.0 < mixed["bits"] <= 4.3 and mixed["weight_bytes"] > 0
     recipe = tmp_path / "out" / "trials" / "mixed-4.25" / "recipe.toml"
     assert len(edgeslim.read_recipe(recipe).prune.layers) == 21  # type: ignore[union-attr]
+    monkeypatch.chdir("/")  # recipes name what they read from any folder
     repeated = edgeslim.compress(recipe, tmp_path / "again")
     assert repeated["prune"]["bits"] == mixed["bits"]
-    scored = edgeslim.eval(tmp_path / "again" / "bundle", text=str(text), seqlen=32)
-    assert scored.perplexity == pytest.approx(mixed["perplexity"], rel=1e-6)
+    again = edgeslim.eval(tmp_path / "again" / "bundle", text=str(text), seqlen=32)
+    assert again.perplexity == pytest.approx(mixed["perplexity"], rel=1e-6)
+
+
+def _ask_again(output: Path, options: dict[str, Any]) -> None:
+    """Another budget is answered from the folder; other measurements are not taken from it."""
+    report = api.frontier("model", output, **options)
+    assert report["best"] is None and len(report["trials"]) == 2
+    assert "Best with at most 0.00 MB: none of those tried." in (output / "frontier.md").read_text()
+    report = api.frontier("model", output, **{**options, "max_bytes": None})
+    assert "Smallest within 1% of the dense perplexity: " in (output / "frontier.md").read_text()
+    assert report == json.loads((output / "frontier.json").read_text())
+    with pytest.raises(OutputError, match="already exists"):
+        api.frontier("model", output, **{**options, "samples": 3})
