@@ -26,7 +26,8 @@ KNOWN = Path(__file__).with_name("known")
 CLASSES = ("cpu", "mobile", "jetson")
 TRANSPORTS = ("local", "ssh", "adb", "none")
 KINDS = ("datasheet", "vendor", "measured", "press", "estimate")
-ENGINES = ("genai", "ort", "native")
+NATIVE = "native"
+ENGINES = ("genai", "ort", NATIVE)
 
 T = TypeVar("T")
 
@@ -80,6 +81,7 @@ class KernelRate:
     """One kernel as measured: products in `form` of which the share `density` is stored, all weights counted.
 
     `decode_gweights_per_s` at one token beyond the caches, `prefill_gweights_per_s` weights times tokens at a prompt.
+    `engine` is "native" where the native runtime ran it by itself; None: onnxruntime did.
     """
 
     form: str
@@ -87,8 +89,11 @@ class KernelRate:
     decode_gweights_per_s: float
     prefill_gweights_per_s: float
     source: str
+    engine: str | None = None
 
     def __post_init__(self) -> None:
+        if self.engine is not None:
+            _choice("engine", self.engine, (NATIVE,))
         _positive(self)
 
 
@@ -166,7 +171,8 @@ class Device:
     `isa` is what kernels are chosen by (as `edgeslim.runtime.machine.isa` names it); `threads` what an engine would
     use; `dram_gb_per_s` the memory's peak, or where `source` says measured, what a loop reads; `reserved_bytes` the
     memory that the system and other programs keep; `int8_gops_measured` the 8-bit operations of dense products of a
-    prompt, zeros counted. `error` is the band of estimates made from measured kernels.
+    prompt, zeros counted. `costs` are those on onnxruntime, `native_costs` those of the native runtime by itself.
+    `error` is the band of estimates made from measured kernels.
     """
 
     name: str
@@ -189,6 +195,7 @@ class Device:
     efficiency: Efficiency | None = None
     kernels: tuple[KernelRate, ...] = ()
     costs: Costs | None = None
+    native_costs: Costs | None = None
     engines: tuple[EngineCost, ...] = ()
     error: float | None = None
     note: str | None = None
@@ -344,7 +351,8 @@ def _check_sources(device: Device) -> None:
         if key not in numbers:
             raise DeviceError(f"source: no number {key!r}{did_you_mean(key, numbers)}")
     lists = (device.cores, device.kernels, device.engines)
-    tables = [*(table for tables in lists for table in tables), device.accelerator, device.efficiency, device.costs]
+    single = (device.accelerator, device.efficiency, device.costs, device.native_costs)
+    tables = [*(table for tables in lists for table in tables), *single]
     used = [*device.source.values(), *(table.source for table in tables if table is not None)]
     used += [cluster.ops_source for cluster in device.cores if cluster.ops_source is not None]
     for name in used:

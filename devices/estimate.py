@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeslim.devices.catalog import Accelerator, Costs, Device, Efficiency, EngineCost, KernelRate
+from edgeslim.devices.catalog import NATIVE, Accelerator, Costs, Device, Efficiency, EngineCost, KernelRate
 from edgeslim.devices.workload import Product, Workload, read_workload
 from edgeslim.errors import RecipeError
 from edgeslim.runtime.manifest import MANIFEST, Manifest
@@ -171,10 +171,11 @@ class _Speeds:
 class _Measured(_Speeds):
     """Speeds of a device that was probed."""
 
-    def __init__(self, device: Device, engine: EngineCost | None, costs: Costs) -> None:
-        self._device, self._costs = device, costs
-        self._rates = _by_form(device.kernels)
-        self._engine = engine
+    def __init__(self, device: Device, engine: EngineCost | None, costs: Costs, work: Workload) -> None:
+        alone = engine is not None and engine.engine == NATIVE and _is_packed(work)  # onnxruntime is not in it then
+        self._device, self._engine = device, engine
+        self._costs = device.native_costs if alone and device.native_costs is not None else costs
+        self._rates = _by_form(device.kernels, NATIVE if alone else None)
         self.engine = engine.engine if engine is not None else "ort"
         self.basis = f"kernels measured on the device: {device.sources[costs.source].title}"
         self.error = device.error or 0.25
@@ -323,7 +324,7 @@ _FLOATS = Product(name="", form="stock_fp32", density=1.0, n=1, k=1, bytes=4)
 
 def _model(device: Device, accelerator: Accelerator | None, work: Workload, engine: str) -> _Speeds:
     if accelerator is None and device.kernels and device.costs is not None:
-        return _Measured(device, _engine_cost(device.engines, engine, work), device.costs)
+        return _Measured(device, _engine_cost(device.engines, engine, work), device.costs, work)
     if device.efficiency is None:
         raise RecipeError(f"{device.name}: its file has no [efficiency], which a bundle for its accelerator needs")
     return _Believed(device, accelerator, device.efficiency, engine)
@@ -335,9 +336,13 @@ def _engine_cost(engines: tuple[EngineCost, ...], engine: str, work: Workload) -
     named = {cost.engine: cost for cost in engines}
     if engine != "auto":
         return named.get(engine)
-    packed = not any(product.form.startswith("stock_") for product in work.products)
-    order = ("native", "genai", "ort") if packed else ("genai", "ort", "native")
+    order = (NATIVE, "genai", "ort") if _is_packed(work) else ("genai", "ort", NATIVE)
     return next((named[name] for name in order if name in named), None)
+
+
+def _is_packed(work: Workload) -> bool:
+    """Return whether all products are packed for the native runtime, which then runs by itself."""
+    return not any(product.form.startswith("stock_") for product in work.products)
 
 
 def _accelerator(bundle: Path, device: Device) -> tuple[Accelerator | None, list[str]]:
@@ -355,11 +360,13 @@ def _accelerator(bundle: Path, device: Device) -> tuple[Accelerator | None, list
 _CPU = "CPUExecutionProvider"
 
 
-def _by_form(kernels: Iterable[KernelRate]) -> dict[str, list[KernelRate]]:
-    forms: dict[str, list[KernelRate]] = {}
+def _by_form(kernels: Iterable[KernelRate], engine: str | None) -> dict[str, list[KernelRate]]:
+    """Return the rates on `engine` by form; those of forms that only another one ran are taken from there."""
+    own: dict[str, list[KernelRate]] = {}
+    others: dict[str, list[KernelRate]] = {}
     for rate in sorted(kernels, key=lambda rate: rate.density):
-        forms.setdefault(rate.form, []).append(rate)
-    return forms
+        (own if rate.engine == engine else others).setdefault(rate.form, []).append(rate)
+    return others | own
 
 
 def _at_density(rates: list[KernelRate], density: float) -> KernelRate:

@@ -9,7 +9,7 @@ Letters: T tokens, K inputs and N outputs of a product, H heads, D their size, S
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ _WARM_UP = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """One micro-run: `nodes` operators with `work` units of work each, in `seconds` (median), `spread` the distance of
+    """One micro-run: `nodes` operators with `work` units of work each, in `seconds` (mean), `spread` the distance of
     its quartiles over the median."""
 
     nodes: int
@@ -58,10 +58,17 @@ def cost(small: Timing, large: Timing) -> Cost:
     return Cost(fixed=max(0.0, small.each - slope * small.work), rate=1 / slope)
 
 
+def timing_of(taken: Sequence[float], *, nodes: int, work: float) -> Timing:
+    """Return the timing of a graph whose runs took `taken` seconds: their mean, as the rate of a run of many tokens is
+    that of their mean, whatever disturbs some of them."""
+    low, middle, high = (float(v) for v in np.percentile(taken, (25, 50, 75)))
+    return Timing(nodes=nodes, work=work, seconds=float(np.mean(taken)), spread=(high - low) / middle)
+
+
 class MicroRuns:
     """Graphs of single operators on onnxruntime with `threads` threads; `rounds` runs of each are timed."""
 
-    def __init__(self, *, threads: int, rounds: int = 9) -> None:
+    def __init__(self, *, threads: int, rounds: int = 15) -> None:
         """Raises: RuntimeUnavailable without onnxruntime."""
         self._ort = import_engine("ort")
         self._threads, self._rounds = threads, rounds
@@ -79,18 +86,7 @@ class MicroRuns:
         """
         graph = GraphWriter()
         graph.input("x", "float32", [1, tokens, k])
-        norm = graph.constant("norm", np.ones(k, np.float32))
-        packed = [_packed(form, density, *shape) for shape in ((n, k), (k, n))]
-        pair = sum(array.nbytes for _, tensors in packed for array in tensors.values())
-        nodes = 2 * max(1, round(megabytes * 1e6 / pair))
-        value = "x"
-        for number in range(nodes):
-            (attributes, names), up = packed[number % 2], number % 2 == 0
-            own = _copied(graph, names, number)
-            operands = [value, *own, "", "", norm if up else "", "" if up else "x"]
-            attributes = attributes | {"activations": "int8", "epsilon": 1e-6, "x_start": 0, "gate_start": 0}
-            graph.node("PackedLinear", operands, [f"y{number}"], domain=_OURS, attributes=attributes)
-            value = f"y{number}"
+        value, nodes = add_products(graph, form, density, k=k, n=n, megabytes=megabytes)
         graph.output(value, "float32", [1, tokens, k])
         return self._timed(graph, {"x": _random(1, tokens, k)}, nodes, work=float(k * n * tokens))
 
@@ -222,7 +218,7 @@ class MicroRuns:
         graph.output(value, "float32", [1, 1, size])
         with tempfile.TemporaryDirectory(prefix="edgeslim-probe-") as folder:
             file = graph.save(Path(folder))
-            return float(np.median([_seconds(lambda: self._open(file)) for _ in range(5)]))
+            return float(np.median([seconds_of(lambda: self._open(file)) for _ in range(5)]))
 
     def _timed(
         self,
@@ -248,9 +244,8 @@ class MicroRuns:
                 binding.bind_ortvalue_output(output.name, first[output.name])
             for _ in range(_WARM_UP):
                 session.run_with_iobinding(binding)
-            taken = [_seconds(lambda: session.run_with_iobinding(binding)) for _ in range(self._rounds)]
-        low, middle, high = (float(v) for v in np.percentile(taken, (25, 50, 75)))
-        return Timing(nodes=nodes, work=work, seconds=middle, spread=(high - low) / middle)
+            taken = [seconds_of(lambda: session.run_with_iobinding(binding)) for _ in range(self._rounds)]
+        return timing_of(taken, nodes=nodes, work=work)
 
     @contextmanager
     def _session(self, graph: GraphWriter) -> Iterator[Any]:
@@ -265,6 +260,23 @@ class MicroRuns:
         if self._library is not None:
             options.register_custom_ops_library(str(self._library))
         return self._ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def add_products(graph: GraphWriter, form: str, density: float, *, k: int, n: int, megabytes: float) -> tuple[str, int]:
+    """Add products of ours to `graph`, K to N and back in turn, after its value x [.., K]; return the last value, also
+    [.., K], and how many there are. `megabytes` is what all matrices take together."""
+    norm = graph.constant("norm", np.ones(k, np.float32))
+    packed = [_packed(form, density, *shape) for shape in ((n, k), (k, n))]
+    pair = sum(array.nbytes for _, tensors in packed for array in tensors.values())
+    nodes, value = 2 * max(1, round(megabytes * 1e6 / pair)), "x"
+    for number in range(nodes):
+        (attributes, names), up = packed[number % 2], number % 2 == 0
+        own = _copied(graph, names, number)
+        operands = [value, *own, "", "", norm if up else "", "" if up else "x"]
+        attributes = attributes | {"activations": "int8", "epsilon": 1e-6, "x_start": 0, "gate_start": 0}
+        graph.node("PackedLinear", operands, [f"y{number}"], domain=_OURS, attributes=attributes)
+        value = f"y{number}"
+    return value, nodes
 
 
 def _packed(form: str, density: float, n: int, k: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -297,7 +309,8 @@ def _random(*shape: int) -> npt.NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def seconds_of(call: Callable[[], object]) -> float:
+    """Return how long `call` takes."""
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin

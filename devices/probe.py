@@ -1,37 +1,41 @@
 """The file of the machine this runs on: what it is, what its memory and kernels give, what each operator takes.
 
 Micro-runs of all operators take turns, pass after pass, so that a disturbance hits single figures of single passes; of
-each the median over the passes counts. Engines are measured by `edgeslim.devices.micro_bundle` as `profile` measures
-any bundle. No shape of any model is used, and no model is fitted.
+each the median over the passes counts, of means over its rounds, as the rate of a profile is a median of means.
+Operators of ours are run twice: on onnxruntime, and by the native runtime alone. Engines are measured by
+`edgeslim.devices.micro_bundle` as `profile` measures any bundle. No shape of any model is used, and no model is fitted.
 """
 
 import re
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import psutil
 
 from edgeslim.devices import micro_bundle
-from edgeslim.devices.catalog import Cluster, Costs, Device, EngineCost, KernelRate, Source
+from edgeslim.devices.catalog import NATIVE, Cluster, Costs, Device, EngineCost, KernelRate, Source
 from edgeslim.devices.micro_runs import Cost, MicroRuns, Timing, cost
+from edgeslim.devices.native_runs import ROWS, NativeRuns, write_nothing
 from edgeslim.runtime import machine, native_library
 from edgeslim.runtime.engines import import_engine, is_installed
 from edgeslim.runtime.kernel_bench import read_bandwidth
 from edgeslim.runtime.library import kernel_library
-from edgeslim.runtime.profiler import profile_bundle
+from edgeslim.runtime.profiler import Profile, profile_bundle
 
 PROMPT = 128
 SMALL, LARGE = (512, 1024), (2048, 4096)
 """Inputs and outputs of the products that are timed."""
 WORKING_SET = 192
 """Megabytes of all matrices of one timing."""
-_PROMPT_SET = 8
+_SETS = ((1, WORKING_SET), (PROMPT, 8))
+"""Tokens of a micro-run, and the megabytes of its matrices: a prompt is bound by arithmetic."""
 _FORMS = ("int8", "int4g64", "int3g64", "fp16", "fp32")
 _DENSITIES = (0.3, 0.5, 0.7)
 _STOCK = ("stock_fp32", "stock_int8", "stock_int4")
@@ -45,12 +49,43 @@ _CPUINFO = Path("/proc/cpuinfo")
 _SOURCE = "probe"
 
 
+class Runs(Protocol):
+    """What times operators of ours: on onnxruntime, or on the native runtime."""
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether there are kernels of ours."""
+
+    def product(self, form: str, density: float, *, tokens: int, k: int, n: int, megabytes: float) -> Timing:
+        """Time products."""
+
+    def attention(self, *, tokens: int, past: int) -> Timing:
+        """Time attention."""
+
+    def scan(self, *, tokens: int, state: int) -> Timing:
+        """Time scans."""
+
+    def convolution(self, *, tokens: int, channels: int) -> Timing:
+        """Time convolutions."""
+
+    def plain(self, *, tokens: int, width: int) -> Timing:
+        """Time small operators."""
+
+    def load_seconds(self, *, nodes: int) -> float:
+        """Return the seconds of a load."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One micro-run by its name."""
+    """One micro-run by its name, on onnxruntime (None) or another engine."""
 
+    engine: str | None
     name: str
     run: Callable[[], Timing]
+
+
+Timings = Mapping[str, Timing]
+"""Of one engine's cases, by their names."""
 
 
 def probe_machine(
@@ -59,28 +94,31 @@ def probe_machine(
     threads: int | None = None,
     passes: int = 5,
     others_limit: float = OTHERS_LIMIT,
-    after_pass: Callable[[int], None] = lambda number: None,
+    after_case: Callable[[int, int], None] = lambda done, total: None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Device:
     """Return the description of this machine, measured with `threads` threads (None: the physical cores).
 
-    `after_pass` is called with the number of each pass that is done: what it measures takes turns with the probe.
+    `after_case` is called after each micro-run with how many are done of how many: what it measures takes turns with
+    the probe.
 
     Raises: RuntimeUnavailable where onnxruntime is not installed.
     """
     count = threads or machine.default_threads()
     runs = MicroRuns(threads=count)
-    cases, engines = list(_cases(runs)), list(_engines())
-    total = len(cases) * passes + len(engines) * len(_VOCABULARIES) + 1
-    taken: dict[str, list[Timing]] = {case.name: [] for case in cases}
+    alone = NativeRuns(threads=count) if NativeRuns.is_possible() else None
+    cases, engines = _all_cases(runs, alone), list(_engines())
+    micro_runs = len(cases) * passes
+    total = micro_runs + len(engines) * len(_VOCABULARIES) + 1
+    taken: dict[tuple[str | None, str], list[Timing]] = {(case.engine, case.name): [] for case in cases}
     done = 0
-    for number in range(passes):
+    for _ in range(passes):
         for case in cases:
-            taken[case.name].append(_undisturbed(case, others_limit))
+            taken[case.engine, case.name].append(_undisturbed(case, others_limit))
             done += 1
             on_progress(done, total)
-        after_pass(number)
-    timings = {key: _middle(found) for key, found in taken.items()}
+            after_case(done, micro_runs)
+    timings, native = ({name: middle(found) for (e, name), found in taken.items() if e == of} for of in (None, NATIVE))
     costs = _costs(timings, runs)
     measured = []
     for engine in engines:
@@ -89,43 +127,65 @@ def probe_machine(
         on_progress(done, total)
     bandwidth = _bandwidth(count)
     on_progress(total, total)
-    return _device(name, count, passes, timings, costs, tuple(measured), bandwidth, _unsteadiness(taken))
+    kernels, native_costs = _kernels(timings, costs, None), None
+    if alone is not None:
+        native_costs = _costs(native, alone)
+        kernels += _kernels(native, native_costs, NATIVE)
+    return _device(
+        name or _slug(machine.describe()),
+        title=f"edgeslim devices probe, {passes} passes, {count} threads",
+        threads=count,
+        kernels=kernels,
+        costs=costs,
+        native_costs=native_costs,
+        engines=tuple(measured),
+        bandwidth=bandwidth,
+        error=error_of(taken.values()),
+    )
 
 
-def _cases(runs: MicroRuns) -> Iterator[Case]:
-    """Yield the micro-runs of one pass."""
+def _all_cases(runs: MicroRuns, alone: NativeRuns | None) -> list[Case]:
+    """Return the micro-runs of one pass; those of one operator on the two engines stand side by side."""
+    named = {case.name: [case] for case in (*_stock_cases(runs), *_cases(runs, None))}
+    for case in _cases(alone, NATIVE) if alone is not None else ():
+        named.setdefault(case.name, []).append(case)
+    return [case for cases in named.values() for case in cases]
 
-    def case(name: str, run: Callable[[], Timing]) -> Case:
-        return Case(name=name, run=run)
 
-    def product(form: str, density: float, tokens: int, shape: tuple[int, int], size: float) -> Callable[[], Timing]:
-        return lambda: runs.product(form, density, tokens=tokens, k=shape[0], n=shape[1], megabytes=size)
-
-    def stock(form: str, tokens: int, size: float) -> Callable[[], Timing]:
-        return lambda: runs.stock_product(form, tokens=tokens, k=LARGE[0], n=LARGE[1], megabytes=size)
-
-    for tokens in (1, PROMPT):
-        size = WORKING_SET if tokens == 1 else _PROMPT_SET
+def _stock_cases(runs: MicroRuns) -> Iterator[Case]:
+    """Yield the micro-runs of onnxruntime's own products."""
+    for tokens, size in _SETS:
         for form in _STOCK:
-            yield case(f"{form} 1 {tokens}", stock(form, tokens, size))
-        yield case(f"attention small {tokens}", lambda t=tokens: runs.attention(tokens=t, past=32 if t == 1 else 0))  # type: ignore[misc]
-        yield case(f"attention large {tokens}", lambda t=tokens: runs.attention(tokens=t, past=512))  # type: ignore[misc]
-        yield case(f"node small {tokens}", lambda t=tokens: runs.plain(tokens=t, width=64))  # type: ignore[misc]
-        yield case(f"node large {tokens}", lambda t=tokens: runs.plain(tokens=t, width=4096))  # type: ignore[misc]
+            run = partial(runs.stock_product, form, tokens=tokens, k=LARGE[0], n=LARGE[1], megabytes=size)
+            yield Case(engine=None, name=f"{form} 1 {tokens}", run=run)
+
+
+def _cases(runs: Runs, engine: str | None) -> Iterator[Case]:
+    """Yield the micro-runs of operators that every engine has."""
+
+    def case(name: str, run: Callable[..., Timing], *arguments: Any, **options: Any) -> Case:
+        named = f"{name} {options['tokens']}"
+        return Case(engine=engine, name=named, run=partial(run, *arguments, **options))
+
+    for tokens, size in _SETS:
+        yield case("attention small", runs.attention, tokens=tokens, past=32 if tokens == 1 else 0)
+        yield case("attention large", runs.attention, tokens=tokens, past=512)
+        yield case("node small", runs.plain, tokens=tokens, width=64)
+        yield case("node large", runs.plain, tokens=tokens, width=4096)
         if not runs.has_kernels:
             continue
+        large = {"tokens": tokens, "k": LARGE[0], "n": LARGE[1], "megabytes": size}
         for values in _FORMS:
-            yield case(f"dense_{values} 1 {tokens}", product(f"dense_{values}", 1.0, tokens, LARGE, size))
+            yield case(f"dense_{values} 1", runs.product, f"dense_{values}", 1.0, **large)
             for density in _DENSITIES:
-                yield case(
-                    f"bitmap_{values} {density} {tokens}", product(f"bitmap_{values}", density, tokens, LARGE, size)
-                )
-            yield case(f"nm2of4_{values} 0.5 {tokens}", product(f"nm2of4_{values}", 0.5, tokens, LARGE, size))
-        yield case(f"product small {tokens}", product("bitmap_int4g64", 0.5, tokens, SMALL, size))
-        yield case(f"scan small {tokens}", lambda t=tokens: runs.scan(tokens=t, state=16))  # type: ignore[misc]
-        yield case(f"scan large {tokens}", lambda t=tokens: runs.scan(tokens=t, state=96))  # type: ignore[misc]
-        yield case(f"convolution small {tokens}", lambda t=tokens: runs.convolution(tokens=t, channels=512))  # type: ignore[misc]
-        yield case(f"convolution large {tokens}", lambda t=tokens: runs.convolution(tokens=t, channels=4096))  # type: ignore[misc]
+                yield case(f"bitmap_{values} {density}", runs.product, f"bitmap_{values}", density, **large)
+            yield case(f"nm2of4_{values} 0.5", runs.product, f"nm2of4_{values}", 0.5, **large)
+        small = {"tokens": tokens, "k": SMALL[0], "n": SMALL[1], "megabytes": size}
+        yield case("product small", runs.product, "bitmap_int4g64", 0.5, **small)
+        yield case("scan small", runs.scan, tokens=tokens, state=16)
+        yield case("scan large", runs.scan, tokens=tokens, state=96)
+        yield case("convolution small", runs.convolution, tokens=tokens, channels=512)
+        yield case("convolution large", runs.convolution, tokens=tokens, channels=4096)
 
 
 def _undisturbed(case: Case, limit: float) -> Timing:
@@ -138,21 +198,21 @@ def _undisturbed(case: Case, limit: float) -> Timing:
     return timing
 
 
-def _middle(found: list[Timing]) -> Timing:
+def middle(found: Sequence[Timing]) -> Timing:
     """Return the timing whose seconds are the median; of an even number the faster of the middle two."""
     return sorted(found, key=lambda timing: timing.seconds)[(len(found) - 1) // 2]
 
 
-def _unsteadiness(taken: dict[str, list[Timing]]) -> float:
-    """Return by how much the passes differ: the median over the cases of (slowest - fastest) / median."""
+def error_of(taken: Iterable[Sequence[Timing]]) -> float:
+    """Return the half-width of the band around estimates: what their arithmetic leaves out, and half of what the passes
+    of a micro-run lie apart, (slowest - fastest) / median, in the median over the micro-runs."""
     spreads = [
-        (max(t.seconds for t in found) - min(t.seconds for t in found)) / _middle(found).seconds
-        for found in taken.values()
+        (max(t.seconds for t in found) - min(t.seconds for t in found)) / middle(found).seconds for found in taken
     ]
-    return statistics.median(spreads)
+    return round(max(_LEAST_ERROR, _MODEL_ERROR + statistics.median(spreads) / 2), 2)
 
 
-def _costs(timings: dict[str, Timing], runs: MicroRuns) -> Costs:
+def _costs(timings: Timings, runs: Runs) -> Costs:
     def line(kind: str, tokens: int) -> Cost:
         return cost(timings[f"{kind} small {tokens}"], timings[f"{kind} large {tokens}"])
 
@@ -181,13 +241,13 @@ def _costs(timings: dict[str, Timing], runs: MicroRuns) -> Costs:
     )
 
 
-def _product_fixed(timings: dict[str, Timing], tokens: int) -> float:
+def _product_fixed(timings: Timings, tokens: int) -> float:
     """Return the seconds that a product takes beside its weights."""
     return cost(timings[f"product small {tokens}"], timings[f"bitmap_int4g64 0.5 {tokens}"]).fixed
 
 
-def _kernels(timings: dict[str, Timing], costs: Costs) -> tuple[KernelRate, ...]:
-    """Return the rates of products, their fixed part taken off."""
+def _kernels(timings: Timings, costs: Costs, engine: str | None) -> tuple[KernelRate, ...]:
+    """Return the rates of products on `engine`, their fixed part taken off."""
     rates = []
     for name, timing in timings.items():
         form, density, tokens = name.split()
@@ -201,6 +261,7 @@ def _kernels(timings: dict[str, Timing], costs: Costs) -> tuple[KernelRate, ...]
                 decode_gweights_per_s=_rate(timing, costs.product_us),
                 prefill_gweights_per_s=_rate(prompt, costs.product_prefill_us),
                 source=_SOURCE,
+                engine=engine,
             )
         )
     return tuple(sorted(rates, key=lambda rate: (rate.form, rate.density)))
@@ -227,21 +288,25 @@ def _engines() -> Iterator[Literal["genai", "ort", "native"]]:
 
 
 def _engine_cost(engine: Literal["genai", "ort", "native"], threads: int, costs: Costs) -> EngineCost:
-    """Return what `engine` takes for itself: profiles of the micro bundle with a small and a large vocabulary."""
-    profiles = []
-    for vocab_size in _VOCABULARIES:
+    """Return what `engine` takes for itself: profiles of the micro bundle with a small and a large vocabulary; for the
+    native runtime alone also of a bundle with nothing in it."""
+
+    def profiled(write: Callable[[Path], None]) -> Profile:
         with tempfile.TemporaryDirectory(prefix="edgeslim-probe-") as folder:
-            bundle = Path(folder)
-            micro_bundle.write_micro_bundle(bundle, vocab_size)
+            write(Path(folder))
             with redirect_stderr(StringIO()):  # that the machine is busy is said once, by the caller
-                found = profile_bundle(
-                    bundle, engine=engine, prompt_tokens=16, new_tokens=300, threads=threads, repeats=3
+                return profile_bundle(
+                    Path(folder), engine=engine, prompt_tokens=16, new_tokens=300, threads=threads, repeats=3
                 )
-            profiles.append(found)
-    small, large = profiles
+
+    small, large = (
+        profiled(partial(micro_bundle.write_micro_bundle, vocab_size=vocab_size)) for vocab_size in _VOCABULARIES
+    )
     logit = max(0.0, (large.decode_ms_p50 - small.decode_ms_p50) / (_VOCABULARIES[1] - _VOCABULARIES[0]))
-    own = (costs.attention_us + costs.node_us * micro_bundle.NODES) / 1e3
-    step = max(0.0, small.decode_ms_p50 - logit * _VOCABULARIES[0] - own)
+    own, vocab_size = (costs.attention_us + costs.node_us * micro_bundle.NODES) / 1e3, _VOCABULARIES[0]
+    if engine == NATIVE and NativeRuns.is_possible():  # without onnxruntime, which the micro bundle needs
+        small, own, vocab_size = profiled(write_nothing), 0.0, ROWS
+    step = max(0.0, small.decode_ms_p50 - logit * vocab_size - own)
     return EngineCost(
         engine=engine,
         step_us=round(step * 1e3, 2),
@@ -259,16 +324,17 @@ def _bandwidth(threads: int) -> float | None:
 
 
 def _device(
-    name: str | None,
+    name: str,
+    *,
+    title: str,
     threads: int,
-    passes: int,
-    timings: dict[str, Timing],
+    kernels: tuple[KernelRate, ...],
     costs: Costs,
+    native_costs: Costs | None,
     engines: tuple[EngineCost, ...],
     bandwidth: float | None,
-    unsteadiness: float,
+    error: float,
 ) -> Device:
-    kernels = _kernels(timings, costs)
     memory = psutil.virtual_memory()
     library = kernel_library()
     stock = next(rate for rate in kernels if rate.form == "stock_fp32")
@@ -277,7 +343,7 @@ def _device(
     numbers = {"threads", "memory_bytes", "dram_gb_per_s", "reserved_bytes", "error"}
     numbers |= ({"cache_bytes"} if cache else set()) | ({"int8_gops_measured"} if dense else set())
     return Device(
-        name=name or _slug(machine.describe()),
+        name=name,
         title=machine.describe(),
         class_="cpu",
         soc=machine.processor(),
@@ -293,11 +359,12 @@ def _device(
         transport="local",
         kernels=kernels,
         costs=costs,
+        native_costs=native_costs,
         engines=engines,
-        error=round(max(_LEAST_ERROR, _MODEL_ERROR + unsteadiness / 2), 2),
+        error=error,
         source=dict.fromkeys(sorted(numbers), _SOURCE),
         sources={
-            _SOURCE: Source(title=f"edgeslim devices probe, {passes} passes, {threads} threads", kind="measured"),
+            _SOURCE: Source(title=title, kind="measured"),
         },
     )
 

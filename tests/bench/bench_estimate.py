@@ -1,13 +1,13 @@
 """Estimates beside measurements: bundles of random weights in two shapes, estimated from this machine's probe alone.
 
 ``prepare`` writes, under --work, a dense and a half pruned checkpoint of each shape and their bundles; what is there
-stays. ``run`` probes the machine and profiles every bundle in a fresh process after each pass of the probe, as the
-speed of a shared machine changes from minute to minute; it prints a JSON line a bundle, then a Markdown table. The
-estimate is made from the probe's file; no model goes into it, so every shape is left out: the run ends where a bundle
-has a matrix of a size that the probe timed.
+stays. ``run`` probes the machine and profiles the bundles in fresh processes, micro-runs of the probe and profiles in
+turns, as the speed of a shared machine changes from minute to minute; of both the medians count. It prints a JSON line
+a bundle, then a Markdown table. The estimate is made from the probe's file; no model goes into it, so every shape is
+left out: the run ends where a bundle has a matrix of a size that the probe timed.
 
     python tests/bench/bench_estimate.py prepare
-    python tests/bench/bench_estimate.py run [--passes 3] [--others 0.2] [-o FILE]
+    python tests/bench/bench_estimate.py run [--engine native] [--passes 3] [--rounds 3] [--others 0.2] [-o FILE]
 """
 
 import argparse
@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgeslim.devices.catalog import Device, load_device
+from edgeslim.devices.catalog import ENGINES, Device, load_device
 from edgeslim.devices.estimate import Estimate, estimate_bundle
 from edgeslim.devices.probe import LARGE, SMALL, probe_machine
 from edgeslim.devices.workload import read_workload
@@ -46,8 +46,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("/tmp/estimate"))
     parser.add_argument("--shapes", type=lambda text: text.split(","), default=SHAPES)
     parser.add_argument("--forms", type=lambda text: text.split(";"), default=tuple(FORMS))
-    parser.add_argument("--passes", type=int, default=3, help="passes of the probe, and rounds over all bundles")
-    parser.add_argument("--engine", default="genai")
+    parser.add_argument("--passes", type=int, default=3, help="passes of the probe")
+    parser.add_argument("--rounds", type=int, default=3, help="profiles of each bundle, meanwhile")
+    parser.add_argument("--engine", choices=("auto", *ENGINES), default="auto")
     parser.add_argument("--others", type=float, default=0.2, help="cores of other programs above which to try again")
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
@@ -82,20 +83,28 @@ def run(args: argparse.Namespace) -> None:
         refuse_known_sizes(bundle)
     profiles: dict[tuple[str, str], list[Profile]] = {case: [] for case in cases}
 
-    def measure(number: int) -> None:
-        for case, bundle in cases.items():
-            profiles[case].append(_undisturbed(bundle, args))
-            print(f"round {number + 1} {case}: {profiles[case][-1].decode_tok_s_p50:.1f} tok/s", file=sys.stderr)
+    order = list(cases) * args.rounds
+
+    def measure(done: int, total: int) -> None:
+        """Profile as many bundles as the probe's progress asks for."""
+        while (number := sum(map(len, profiles.values()))) < len(order) * done // total:
+            case = order[number]
+            profiles[case].append(_undisturbed(cases[case], args))
+            rate, others = profiles[case][-1].decode_tok_s_p50, profiles[case][-1].others_cores
+            said = f"{done} of {total} micro-runs; {', '.join(case)}: {rate:.1f} tok/s, others {others} cores"
+            print(said, file=sys.stderr)
 
     device = _probe(args, measure)
     rows = []
     for case, bundle in cases.items():
         rows.append(_row(*case, estimate_bundle(bundle, device, engine=args.engine), profiles[case]))
         print(json.dumps(rows[-1]))
-    print(f"\n{machine.describe()}, {device.isa}, {args.engine}, {args.passes} passes and rounds in turns\n")
+    turns = f"{args.passes} passes and {args.rounds} rounds in turns"
+    print(f"\n{machine.describe()}, {device.isa}, engine {args.engine}, {turns}, band ±{device.error:.0%}\n")
     print("\n".join(_table(rows)))
     within = sum(abs(row["decode_ratio"] - 1) <= LIMIT for row in rows)
-    print(f"\nwithin {LIMIT:.0%} of the measured decode rate: {within} of {len(rows)}")
+    held = sum(row["band"]["low"] <= row["measured_decode"] <= row["band"]["high"] for row in rows)
+    print(f"\nwithin {LIMIT:.0%} of the measured decode rate: {within} of {len(rows)}; within the band: {held}")
     if args.output:
         args.output.write_text(json.dumps({"rows": rows, "device": device.to_json()}, indent=1), encoding="utf-8")
 
@@ -117,9 +126,9 @@ def refuse_known_sizes(bundle: Path) -> None:
         raise SystemExit(f"{bundle}: the probe times matrices of its sizes {sizes & timed}: the shape is not left out")
 
 
-def _probe(args: argparse.Namespace, after_pass: Callable[[int], None]) -> Device:
+def _probe(args: argparse.Namespace, after_case: Callable[[int, int], None]) -> Device:
     """Return the probe of this machine as its file holds it."""
-    device = probe_machine(name="here", passes=args.passes, others_limit=args.others, after_pass=after_pass)
+    device = probe_machine(name="here", passes=args.passes, others_limit=args.others, after_case=after_case)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "here.toml"
         file.write_text(to_toml(device.to_json()), encoding="utf-8")
@@ -136,10 +145,12 @@ def _row(shape: str, form: str, estimate: Estimate, profiles: list[Profile]) -> 
     return {
         "shape": shape,
         "form": form,
+        "engine": profiles[0].engine,
         "estimated_decode": round(estimate.decode_tok_s.value, 1),
         "band": asdict(estimate.decode_tok_s),
         "measured_decode": round(middle["decode_tok_s_p50"], 1),
         "rounds": [round(value, 1) for value in decode],
+        "others_cores": [p.others_cores for p in profiles],
         "decode_ratio": round(estimate.decode_tok_s.value / middle["decode_tok_s_p50"], 3),
         "estimated_prefill": round(estimate.prefill_tok_s.value),
         "measured_prefill": round(middle["prefill_tok_s_p50"]),

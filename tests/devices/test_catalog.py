@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeslim.devices.catalog import KNOWN, known_devices, load_device, read_device
+from edgeslim.devices.catalog import KNOWN, KernelRate, known_devices, load_device, read_device
 from edgeslim.devices.device_file import check_output, device_text, write_device
 from edgeslim.errors import DeviceError, OutputError
 
@@ -101,6 +101,18 @@ def test_what_a_file_may_not_hold_is_refused_in_one_line(tmp_path, old, new, mes
     with pytest.raises(DeviceError, match=re.escape(message)) as refused:
         read_device(file)
     assert str(file) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_kernel_is_on_onnxruntime_or_on_the_native_runtime():
+    with pytest.raises(DeviceError, match=r"engine must be one of native, got 'nativ'; did you mean 'native'\?"):
+        KernelRate(
+            form="dense_int8",
+            density=1.0,
+            decode_gweights_per_s=1.0,
+            prefill_gweights_per_s=1.0,
+            source="probe",
+            engine="nativ",
+        )
 
 
 def test_a_file_under_another_name_than_its_own_is_refused(tmp_path):

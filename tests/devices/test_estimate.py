@@ -5,9 +5,11 @@ import math
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
 from edgeslim import api
-from edgeslim.devices.catalog import Costs, EngineCost, KernelRate, Source, load_device
+from edgeslim.cli import app
+from edgeslim.devices.catalog import Costs, EngineCost, KernelRate, Source, known_devices, load_device
 from edgeslim.devices.estimate import estimate_bundle
 from edgeslim.devices.workload import read_workload
 from edgeslim.errors import DeviceError, RecipeError
@@ -100,6 +102,27 @@ def test_a_token_takes_the_weights_over_the_kernels_rate_and_the_costs_beside(bu
     assert looped.decode_tok_s.value == pytest.approx(1e3 / (sum(plain.parts_ms.values()) + 0.5), rel=1e-2)
 
 
+def test_packed_bundles_on_the_native_runtime_take_its_own_rates_and_costs_and_nothing_else_does(bundles):
+    device = probed()
+    ours = [replace(rate, engine="native", decode_gweights_per_s=40.0) for rate in device.kernels[:1]]
+    engines = tuple(EngineCost(engine=e, step_us=0.0, logit_ns=0.0, source="ours") for e in ("genai", "native"))
+    costs = replace(device.costs, product_us=2.0)
+    device = replace(device, kernels=(*device.kernels, *ours), engines=engines, native_costs=costs)
+
+    def products(form: str, engine: str) -> float:
+        return estimate_bundle(bundles["llama", form], device, engine=engine).parts_ms["products"]
+
+    work = read_workload(bundles["llama", "int8"])
+    assert products("int8", "genai") == pytest.approx(work.weights / 10e9 * 1e3, rel=1e-3)
+    native = work.weights / 40e9 * 1e3 + len(work.products) * 2e-3
+    assert products("int8", "native") == products("int8", "auto") == pytest.approx(native, rel=1e-3)
+    assert products("stock", "native") == products("stock", "genai"), "onnxruntime runs these"
+    plain = replace(device, kernels=device.kernels[:-1], native_costs=None)
+    assert estimate_bundle(bundles["llama", "int8"], plain, engine="native").parts_ms["products"] == pytest.approx(
+        products("int8", "genai")
+    ), "a file that was probed without the native runtime's own figures"
+
+
 def test_a_longer_context_decodes_slower_where_there_is_attention_and_not_where_there_is_none(bundles):
     def decode(family: str, prompt: int) -> float:
         return estimate_bundle(bundles[family, "int8"], probed(), prompt_tokens=prompt).decode_tok_s.value
@@ -157,6 +180,30 @@ def test_the_json_says_that_it_is_an_estimate_and_gives_each_band(bundles):
     assert value["kind"] == "estimate" and value["measured"] is False
     assert value["decode_tok_s_low"] < value["decode_tok_s_p50"] < value["decode_tok_s_high"]
     assert json.loads(json.dumps(value)) == value
+
+
+@pytest.mark.parametrize("name", known_devices())
+@pytest.mark.parametrize("family", ["llama", "mamba2"])
+def test_every_known_device_is_shown_and_estimated_within_what_it_can_do(bundles, name, family):
+    shown = CliRunner().invoke(app, ["devices", "show", name])
+    assert shown.exit_code == 0 and shown.stderr == "", shown.output
+    device = load_device(name)
+    assert all(source.title.split()[0] in shown.stdout for source in device.sources.values())
+
+    options = ["profile", str(bundles[family, "int8"]), "--device", name, "--estimate"]
+    table, result = (CliRunner().invoke(app, [*options, *more]) for more in ([], ["--json"]))
+    assert table.exit_code == result.exit_code == 0, table.output + result.output
+    assert table.stdout.startswith("ESTIMATED, not measured")
+    value = json.loads(result.stdout)
+    assert value["kind"] == "estimate" and value["measured"] is False and value["device"] == name
+    for key, unit in (("decode_tok_s", "_p50"), ("prefill_tok_s", "_p50"), ("ttft_ms", "_p50"), ("load_s", "")):
+        assert 0 < value[f"{key}_low"] < value[key + unit] < value[f"{key}_high"]
+    decode, prompt_s = value["decode_tok_s_p50"], value["ttft_ms_p50"] / 1e3
+    assert 50 < decode < value["prefill_tok_s_p50"] < 1e6
+    assert decode * value["bytes_per_token"] < device.dram_gb_per_s * 1e9
+    assert value["prompt_flops"] / prompt_s < (device.int8_gops or math.inf) * 1e9
+    assert value["peak_rss_bytes"] > value["weight_bytes"] and value["fits"]
+    assert value["energy_j_per_token"] is None, "nothing reckons it"
 
 
 def test_what_cannot_be_estimated_is_refused(bundles):

@@ -4,12 +4,14 @@ import pytest
 
 from edgeslim.devices.catalog import read_device
 from edgeslim.devices.device_file import write_device
-from edgeslim.devices.micro_runs import MicroRuns, Timing, cost
-from edgeslim.devices.probe import clusters, last_cache_bytes, probe_machine
+from edgeslim.devices.micro_runs import MicroRuns, Timing, cost, timing_of
+from edgeslim.devices.native_runs import NativeRuns
+from edgeslim.devices.probe import clusters, error_of, last_cache_bytes, middle, probe_machine
 from edgeslim.runtime import machine
 from edgeslim.runtime.library import kernel_library
 
 needs_kernels = pytest.mark.skipif(kernel_library() is None, reason="no kernel library")
+needs_native = pytest.mark.skipif(not NativeRuns.is_possible(), reason="the native runtime does not run by itself")
 
 
 def timing(nodes: int, work: float, seconds: float) -> Timing:
@@ -55,6 +57,45 @@ def test_attention_scans_and_convolutions_run_for_a_token_and_a_prompt():
         assert runs.convolution(tokens=tokens, channels=64).seconds > 0
 
 
+@needs_native
+@pytest.mark.parametrize("form", ["dense_int8", "bitmap_int4g64", "nm2of4_int3g64", "dense_fp16", "bitmap_fp32"])
+def test_products_run_in_every_form_on_the_native_runtime_alone(form):
+    timed = NativeRuns(threads=1, rounds=2).product(form, 0.5, tokens=1, k=256, n=384, megabytes=0.4)
+    assert timed.nodes % 2 == 0 and timed.seconds > 0 and timed.work == 256 * 384
+
+
+@needs_native
+def test_the_other_operators_run_on_the_native_runtime_alone_for_a_token_and_a_prompt():
+    runs = NativeRuns(threads=1, rounds=2)
+    for tokens in (1, 4):
+        assert runs.attention(tokens=tokens, past=8, heads=2, kv_heads=1, size=32).seconds > 0
+        assert runs.scan(tokens=tokens, state=16, heads=2, size=32).seconds > 0
+        assert runs.convolution(tokens=tokens, channels=64).seconds > 0
+        assert runs.plain(tokens=tokens, width=64).seconds > 0
+    assert runs.load_seconds(nodes=4) > 0
+
+
+@needs_native
+def test_attention_takes_longer_where_there_is_more_to_look_at_on_the_native_runtime():
+    runs = NativeRuns(threads=1, rounds=5)
+    few, many = (min(runs.attention(tokens=1, past=past, heads=4).seconds for _ in range(2)) for past in (8, 600))
+    assert many > 2 * few
+
+
+def test_a_timing_is_the_mean_of_its_runs_and_a_probe_takes_the_median_of_its_passes():
+    assert timing_of([1.0, 1.0, 4.0], nodes=1, work=1.0).seconds == 2.0
+    assert middle([timing(1, 1.0, seconds) for seconds in (9.0, 2.0, 3.0, 1.0)]).seconds == 2.0
+
+
+def test_the_band_is_as_wide_as_the_passes_lie_apart():
+    def passes(*seconds: float) -> list[Timing]:
+        return [timing(1, 1.0, s) for s in seconds]
+
+    assert error_of([passes(1.0, 1.0, 1.0)] * 3) == 0.2
+    assert error_of([passes(1.0, 1.2, 1.5), passes(1.0, 1.0, 1.6), passes(1.0, 1.0, 1.0)]) == 0.36
+    assert error_of([passes(1.0, 1.0, 2.0)] * 3) == 0.65
+
+
 def test_cores_are_told_apart_by_kind_and_clock(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "usable_cpus", lambda: [0, 1, 2, 3])
     parts = ["0xd82", "0xd81", "0xd81", "0x999"]
@@ -90,4 +131,5 @@ def test_a_probe_describes_this_machine_and_its_file_reads_back(tmp_path):
     assert device.measured and device.threads == 1 and 0.5 < device.dram_gb_per_s < 2000
     assert {"stock_fp32", "stock_int8"} <= {rate.form for rate in device.kernels}
     assert {cost.engine for cost in device.engines} >= {"ort"}
+    assert (device.native_costs is not None) == ("native" in {rate.engine for rate in device.kernels})
     assert seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == sorted(done for done, _ in seen)
