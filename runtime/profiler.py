@@ -97,11 +97,14 @@ def profile_bundle(
     engine: Literal["auto", "genai", "ort", "native"] = "auto",
     repeats: int = 5,
     warmup: int = 1,
+    settle: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Profile:
     """Return the profile of `bundle` with random tokens, which end at no EOS; a busy machine is said on stderr.
 
-    `threads` None takes the physical cores; `on_progress` is called with the runs done and their number.
+    `threads` None takes the physical cores; with `settle` the machine is warmed up until two runs are alike, and
+    `repeats` go on until the medians are known (`edgeslim.runtime.steadiness`): the profile says how many there were;
+    `on_progress` is called with the runs done and their number at most.
     Raises: RecipeError, BundleError, RuntimeUnavailable; EdgeslimError when the measuring process dies.
     """
     _check(prompt_tokens=(prompt_tokens, 1), new_tokens=(new_tokens, 2), repeats=(repeats, 1), warmup=(warmup, 0))
@@ -118,6 +121,7 @@ def profile_bundle(
         "engine": engine,
         "repeats": repeats,
         "warmup": warmup,
+        "settle": settle,
     }
     before = machine.busy_warning(machine.probe_load(), "before the run")
     plan, command = local_plan()
@@ -130,9 +134,9 @@ def profile_bundle(
     warnings = tuple(w for w in (before, during, *slowed, *measured.pop("remarks")) if w)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    job.pop("bundle")
+    job = {key: value for key, value in job.items() if key not in ("bundle", "settle")}
     return Profile(
-        **{**job, **measured, **_sensed(readings, measured, repeats * (new_tokens - 1))},
+        **{**job, **measured, **_sensed(readings, measured, measured["repeats"] * (new_tokens - 1))},
         others_cores=round(load.others, 3),
         stolen_cores=round(load.stolen, 3),
         device=machine.describe(),

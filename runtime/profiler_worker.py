@@ -23,6 +23,7 @@ from edgeslim.runtime.native_session import NativeSession
 from edgeslim.runtime.profiler import MARK
 from edgeslim.runtime.providers import CPU, describe_placement, placement_warning
 from edgeslim.runtime.session import GenaiSession, OrtSession, Session, Tokens, open_session
+from edgeslim.runtime.steadiness import MOST_REPEATS, MOST_WARMUP, is_known, is_warm
 
 SEED = 0
 
@@ -47,7 +48,14 @@ def main(argument: str) -> None:
 
 
 def measure(
-    bundle: str, prompt_tokens: int, new_tokens: int, threads: int, engine: Any, repeats: int, warmup: int
+    bundle: str,
+    prompt_tokens: int,
+    new_tokens: int,
+    threads: int,
+    engine: Any,
+    repeats: int,
+    warmup: int,
+    settle: bool = False,
 ) -> dict[str, Any]:
     """Return the measured keys of a profile, and the load of the machine meanwhile."""
     import_engine(engine)
@@ -57,26 +65,39 @@ def measure(
     session = open_session(Path(bundle), engine, threads, max_length=_room(Path(bundle), prompt_tokens + new_tokens))
     load_s = time.perf_counter() - started
     prompt = random_prompt(_vocab_size(Path(bundle)), prompt_tokens)
-    meter = EnergyMeter()
-    watch, runs = LoadWatch(), []
-    for done in range(warmup + repeats):
-        if done == warmup:
-            watch, meter = LoadWatch(), EnergyMeter()
-        runs.append(run_once(session, prompt, new_tokens, meter))
-        report(progress=[done + 1, warmup + repeats])
+    more = (MOST_WARMUP * bool(warmup), MOST_REPEATS) if settle else (0, 1)
+    total = warmup + more[0] + repeats * more[1]
+    meter, done = EnergyMeter(), 0
+
+    def run(into: list[Run]) -> None:
+        nonlocal done
+        into.append(run_once(session, prompt, new_tokens, meter))
+        done += 1
+        report(progress=[done, total])
+
+    before: list[Run] = []
+    while len(before) < warmup or (len(before) < warmup + more[0] and not is_warm(_rates(before)[0])):
+        run(before)
+    watch, meter, runs = LoadWatch(), EnergyMeter(), list[Run]()
+    while len(runs) < repeats or (len(runs) < repeats * more[1] and not all(map(is_known, _rates(runs)))):
+        run(runs)
+    if done < total:
+        report(progress=[total, total])
     peak, pss, load = peak_rss(), current_pss(), asdict(watch.read())
     placed = placed_nodes(session, Path(bundle), threads)
     return {
         "engine": engine_version(engine),
         "isa": describe_placement(placed) if placed else _isa(session),
         "load_s": load_s,
-        **summarise(runs[warmup:], prompt_tokens),
-        "cold_ttft_ms": runs[0].first * 1e3,
-        "cold_decode_ms": _percentile([s * 1e3 for s in runs[0].steps], 50),
-        "energy_j_per_token": _per_token(meter.joules(), repeats * (new_tokens - 1)),
+        "repeats": len(runs),
+        "warmup": len(before),
+        **summarise(runs, prompt_tokens),
+        "cold_ttft_ms": [*before, *runs][0].first * 1e3,
+        "cold_decode_ms": _percentile([s * 1e3 for s in [*before, *runs][0].steps], 50),
+        "energy_j_per_token": _per_token(meter.joules(), len(runs) * (new_tokens - 1)),
         "temperature_c": cpu_temperature(),
         "governor": machine.governor(),
-        "phases": phases(runs[warmup:]),
+        "phases": phases(runs),
         "base_rss_bytes": base,
         "peak_rss_bytes": peak,
         "pss_bytes": pss,
@@ -121,6 +142,11 @@ def run_once(session: Session, prompt: Tokens, new_tokens: int, meter: EnergyMet
     ended = time.perf_counter()
     meter.stop()
     return Run(first=first - begin, prefill=first - ready, steps=steps, at=(ready, decoding, ended))
+
+
+def _rates(runs: list[Run]) -> tuple[list[float], list[float]]:
+    """Return how many steps a second each run decoded, and how many prompts a second it would have taken."""
+    return [len(run.steps) / sum(run.steps) for run in runs], [1 / run.prefill for run in runs]
 
 
 def _timed_steps(session: Session, token: int, count: int) -> Iterator[float]:

@@ -1,9 +1,9 @@
 """The same profile again and again: whether the machine gives the same figures, and what was different where not.
 
-Each profile is a process of its own. Before and after it the machine's own state is measured: how fast one core
-computes in its cache, how fast memory is read, how hot it is. Where profiles differ by more than `LIMIT`, the slowest
-and the fastest of them are compared by these and by what others took of the CPUs meanwhile; the cause that weighs most
-is said.
+Each profile is a process of its own that goes on until its medians are known. Before and after it the machine's own
+state is measured: how fast one core computes in its cache, how fast memory is read, how hot it is. Where profiles
+differ by more than `LIMIT`, the slowest and the fastest of them are compared by these and by what others took of the
+CPUs meanwhile; the cause that weighs most is said.
 """
 
 import hashlib
@@ -86,21 +86,20 @@ def repeat_profile(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     **options: Any,
 ) -> Repeated:
-    """Return `count` profiles of `bundle`, each as `profile_bundle` makes it with `options`, and whether they agree.
+    """Return `count` settled profiles of `bundle`, made by `profile_bundle` with `options`, and whether they agree.
 
     Raises: RecipeError for a count below 2; what `profile_bundle` raises.
     """
     if count < 2:
         raise RecipeError(f"repeat must be at least 2, got {count}")
-    runs = options.get("repeats", 5) + options.get("warmup", 1)
     profiles, conditions = [], []
     for number in range(count):
 
-        def step(done: int, total: int, before: int = number * runs) -> None:
-            on_progress(before + done, count * runs)
+        def step(done: int, total: int, number: int = number) -> None:
+            on_progress(number * total + done, count * total)
 
         first = _state()
-        profile = profile_bundle(bundle, **options, on_progress=step)
+        profile = profile_bundle(bundle, **options, settle=True, on_progress=step)
         profiles.append(profile)
         conditions.append(_conditions(profile, first, _state()))
     return judge(profiles, conditions)

@@ -13,6 +13,7 @@ from edgeslim.errors import RecipeError
 from edgeslim.runtime import machine, repeat
 from edgeslim.runtime.profiler import profile_bundle
 from edgeslim.runtime.repeat import Conditions, core_speed, judge, repeat_profile
+from edgeslim.runtime.steadiness import MOST_REPEATS, MOST_WARMUP
 
 CALM = Conditions(
     core_gb_per_s=1.8,
@@ -94,9 +95,20 @@ def test_progress_counts_all_profiles(llama):
     seen = []
     options = {"prompt_tokens": 2, "new_tokens": 2, "repeats": 1, "warmup": 1, "threads": 1}
     found = repeat_profile(llama.bundle, 2, **options, on_progress=lambda *step: seen.append(step))
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    whole = 2 * (1 + MOST_WARMUP + MOST_REPEATS)
+    assert seen == sorted(seen) and {total for _, total in seen} == {whole} and seen[-1][0] == whole
+    assert (whole // 2, whole) in seen, "the first profile is half of it, however many runs it took"
     value = json.loads(json.dumps(found.to_json()))
     assert len(value["profiles"]) == len(value["conditions"]) == 2 and value["kind"] == "repeated"
+
+
+def test_profiles_in_a_row_go_on_until_their_medians_are_known_and_say_how_many_runs_they_took(llama):
+    options = {"prompt_tokens": 8, "new_tokens": 40, "repeats": 2, "warmup": 1, "threads": 1}
+    for profile in repeat_profile(llama.bundle, 2, **options).profiles:
+        assert 2 <= profile.repeats <= 2 * MOST_REPEATS
+        assert 2 <= profile.warmup <= 1 + MOST_WARMUP
+    alone = profile_bundle(llama.bundle, **options)
+    assert (alone.repeats, alone.warmup) == (2, 1), "one profile takes what it was asked for"
 
 
 def test_a_steady_machine_ends_with_status_0(llama, measured, monkeypatch):
