@@ -1,5 +1,6 @@
 """Mamba-2's recurrences: kernel, function body and float64 say the same, and the passes find them and nothing else."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -156,18 +157,31 @@ def test_the_scan_takes_other_sizes(heads: int, groups: int, size: int, state: i
         assert close(body, kernel)
 
 
+def in_pieces(run: Any, feed: dict[str, Any], ends: tuple[int, ...]) -> list[Any]:
+    """Return what `run` gives for the rows of `feed` up to each of `ends` in turn, joined, and the last state."""
+    rows, state = [name for name in feed if name != "past"], feed["past"]
+    pieces = []
+    for begin, end in itertools.pairwise((0, *ends)):
+        y, state = run.run(None, {**{name: feed[name][:, begin:end] for name in rows}, "past": state})
+        pieces.append(y)
+    return [np.concatenate(pieces, axis=1), state]
+
+
 @needs_library
-def test_a_prompt_in_pieces_gives_the_bits_of_the_whole() -> None:
-    conv, scan = session(conv_model(**CONV_SIZES), library=True), session(scan_model(**SCAN_SIZES), library=True)
-    for run, feed in ((conv, conv_inputs(2, 70, **CONV_SIZES)), (scan, scan_inputs(2, 70, **SCAN_SIZES))):
-        whole = run.run(None, feed)
-        rows, state = [name for name in feed if name != "past"], feed["past"]
-        pieces = []
-        for begin, end in ((0, 1), (1, 2), (2, 9), (9, 70)):
-            y, state = run.run(None, {**{name: feed[name][:, begin:end] for name in rows}, "past": state})
-            pieces.append(y)
-        assert np.array_equal(np.concatenate(pieces, axis=1), whole[0])
-        assert np.array_equal(state, whole[1])
+def test_a_convolution_in_pieces_gives_the_bits_of_the_whole() -> None:
+    run, feed = session(conv_model(**CONV_SIZES), library=True), conv_inputs(2, 70, **CONV_SIZES)
+    for found, whole in zip(in_pieces(run, feed, (1, 2, 9, 70)), run.run(None, feed), strict=True):
+        assert np.array_equal(found, whole)
+
+
+@needs_library
+def test_a_scan_in_pieces_gives_the_whole_and_its_bits_where_pieces_are_those_of_the_kernel() -> None:
+    run, feed = session(scan_model(**SCAN_SIZES), library=True), scan_inputs(2, 150, **SCAN_SIZES)
+    whole = run.run(None, feed)
+    for found, expected in zip(in_pieces(run, feed, (64, 128, 150)), whole, strict=True):
+        assert np.array_equal(found, expected)
+    for found, expected in zip(in_pieces(run, feed, (1, 2, 9, 33, 150)), whole, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @needs_library
