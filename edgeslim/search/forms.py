@@ -59,9 +59,9 @@ CANDIDATES = (
 )
 """Forms that a single linear chooses from.
 
-By the losses expected of a small Mamba-2: without int8 a choice of 4.25 bits loses twice as much, without 80 % one of
-2.25 bits a quarter more; 30 % with int3 and 60 % with int4 change nothing. int2 would lose a seventh less at 2.5 bits
-if packed matrices had it, but they store its integers in 3 bits.
+By the losses expected of the bundled models: without int8 a choice of 4.25 bits loses twice as much, without 80 %
+one of 2.25 bits a quarter more; 30 % with int3 and 60 % with int4 change nothing. int2 would lose a seventh less at 2.5
+bits if packed matrices had it, but they store its integers in 3 bits.
 """
 
 
