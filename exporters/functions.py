@@ -89,7 +89,8 @@ def linear_function(variant: LinearVariant) -> ir.Function:
         if name in variant.optional:
             lines.append(f"with_{name} = Add({total}, {name})")
             total = f"with_{name}"
-    lines.append(f"y = Identity({total})")
+    # The last operator writes y itself: from an Identity onnxruntime takes the input, whose width is declared nowhere.
+    lines[-1] = f"y = {lines[-1].removeprefix(f'{total} = ')}"
     return _function(LINEAR, variant.overload, LINEAR_INPUTS, _LINEAR_ATTRIBUTES, lines)
 
 
