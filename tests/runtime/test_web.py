@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from browser import Page, page
 
+from edgeslim.exporters import export_checkpoint
 from edgeslim.runtime.generate import GREEDY, generate
 from edgeslim.runtime.profiler import Profile
 from edgeslim.runtime.session import OrtSession
@@ -228,23 +229,64 @@ def test_the_server_isolates_the_page_and_keeps_to_its_folders(site: Site) -> No
             urllib.request.urlopen(f"{site.address}/{path}")
 
 
-@pytest.fixture(scope="module")
-def portable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The bundled models as the README says to export them for a page, by name."""
+@pytest.mark.parametrize("form", ["gather", "int8 bodies"])
+@pytest.mark.parametrize("family", ["llama", "mamba2"])
+def test_blocks_and_packed_int8_by_function_bodies_write_pythons_tokens(
+    site: Site, exports: Any, family: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, bundle, name = exports[family].checkpoint, tmp_path / "bundle", f"{family}-{form.split()[0]}"
+    if form == "gather":
+        checkpoint = _in_blocks(checkpoint, tmp_path / "pruned", rows=32)
+    bundle.mkdir()
+    lowering = (
+        {"lowering": "gather", "weights": "fp32"} if form == "gather" else {"lowering": "kernel", "weights": "int8"}
+    )
+    export_checkpoint(checkpoint, bundle, library=False, **lowering)  # type: ignore[arg-type]
+    site.add(name, bundle)
+    monkeypatch.setenv("EDGESLIM_LIBRARY", "none")  # stock onnxruntime, as in the page
+    codec, lengths = TextCodec(bundle), set()
+    for prompt in PROMPTS:
+        tokens = _python_tokens(bundle, codec.encode(prompt), 32)
+        assert site.do("write", name, prompt, 32)["tokens"] == tokens, prompt
+        lengths.add(len(tokens))
+    assert 32 in lengths  # not all of them ended at once
+
+
+def _in_blocks(checkpoint: Path, folder: Path, rows: int) -> Path:
+    """Prune a quarter of `checkpoint` so that `rows` outputs share their inputs."""
     from edgeslim import api
 
-    made = {}
+    text = str(ROOT / "README.md")  # magnitudes need none, but pruning asks for it
+    given = {"method": "magnitude", "pattern": f"block:{rows}", "sparsity": 0.25, "samples": 2, "seqlen": 32}
+    api.prune(checkpoint, folder, calib=text, **given)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The bundled models as the README says to export them for a page, by name: float32, blocks, packed int8."""
+    from edgeslim import api
+
+    made, folder = {}, tmp_path_factory.mktemp("portable")
     for name in ("tiny-llama", "tiny-mamba2"):
-        made[name] = tmp_path_factory.mktemp("portable") / name
-        api.export(ROOT / "examples/models" / name, made[name], library=False, lowering="dense", weights="fp32")
+        checkpoint = ROOT / "examples/models" / name
+        blocks = _in_blocks(checkpoint, folder / f"{name}-blocks", rows=64)
+        for form, source, lowering, weights in (
+            ("float32", checkpoint, "dense", "fp32"),
+            ("gather", blocks, "gather", "fp32"),
+            ("int8", checkpoint, "kernel", "int8"),
+        ):
+            made[f"{name}-{form}"] = folder / f"{name}-{form}"
+            api.export(source, made[f"{name}-{form}"], library=False, lowering=lowering, weights=weights)
     return made
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_bundled_models_write_the_same_tokens_in_a_page(
-    portable: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    portable: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("EDGESLIM_LIBRARY", "none")  # stock onnxruntime, as in the page
     with _site() as site:
         for name, bundle in portable.items():
             site.add(name, bundle)
