@@ -393,3 +393,12 @@ def test_sessions_opened_and_closed_leave_no_memory_behind(exported):
 @pytest.mark.slow
 def test_a_thousand_sessions_leave_no_memory_behind(exported):
     assert _growth(exported.bundle, warm=100, count=1000) < 4_000_000
+
+
+def test_the_library_of_kernels_and_runtime_is_no_larger_than_a_mebibyte():
+    path = library.find_library()
+    assert path is not None
+    content = path.read_bytes()
+    if b"__asan_init" in content or b".debug_info" in content:
+        pytest.skip("a build for sanitizers or debuggers")
+    assert len(content) <= 1 << 20
