@@ -42,8 +42,12 @@ void every_piece_is_done_once() {
   for (const int threads : {1, 2, 3, 8}) {
     ThreadPool pool(threads);
     std::vector<std::atomic<int>> done(2000);
+    const std::vector<char> memory(300000);
+    Coming coming;
+    coming.add(memory.data(), memory.size());
     bool once = true;
     for (int job = 0; job < 3000; ++job) {
+      pool.expect(job % 2 ? &coming : nullptr, job % 3 ? &coming : nullptr);
       const std::size_t count = std::size_t(job % 37);
       pool.run([](void* data, std::size_t i) { ++(*static_cast<std::vector<std::atomic<int>>*>(data))[i]; }, count, &done);
       for (std::size_t i = 0; i < count; ++i) once = done[i].exchange(0) == 1 && once;
@@ -51,6 +55,19 @@ void every_piece_is_done_once() {
     }
     expect(once, "each piece of 3,000 jobs is done once, threads " + std::to_string(threads));
   }
+}
+
+void what_is_coming_is_asked_for_share_by_share() {
+  const std::vector<char> memory(70000);
+  Coming coming;
+  coming.add(memory.data(), 65536);
+  coming.add(memory.data(), 1600);
+  for (std::size_t share = 0; share < Coming::kShares; ++share) {
+    std::size_t at = 0, asks = 0;
+    for (std::size_t now; (now = coming.ask(share, at)) != at; ++asks) at = now;
+    expect(at == 65536 / Coming::kShares + 1600 / Coming::kShares && asks == 5, "a share of two ranges, to its end");
+  }
+  expect(Coming().ask(0, 0) == 0, "of nothing, nothing");
 }
 
 void callers_do_not_wait_for_each_other() {
@@ -225,6 +242,7 @@ void refusals() {
 
 int main() {
   every_piece_is_done_once();
+  what_is_coming_is_asked_for_share_by_share();
   callers_do_not_wait_for_each_other();
   standard_operators();
   small_graph();
