@@ -1,6 +1,7 @@
 #include "engine/tokenizer.h"
 
 #include <algorithm>
+#include <string_view>
 #include <utility>
 
 #include "engine/files.h"
@@ -45,6 +46,19 @@ const char* class_of(const Json& model) {
   return model["byte_fallback"].boolean(false) ? "LlamaTokenizer" : "PreTrainedTokenizer";
 }
 
+// The extensions write each token of a BPE vocabulary at the place that its id says, into as many places as tokens.
+Status check_vocabulary(const Json& vocabulary, const std::string& path) {
+  std::vector<std::string_view> tokens;
+  for (const auto& member : vocabulary.members()) tokens.push_back(member.first);
+  std::sort(tokens.begin(), tokens.end());
+  const int64_t count = std::unique(tokens.begin(), tokens.end()) - tokens.begin();
+  for (const auto& [token, id] : vocabulary.members())
+    if (id.integer(-1) < 0 || id.integer(-1) >= count)
+      return failure(EDGESLIM_BAD_BUNDLE, "%s: the id of '%.40s' must be in [0, %lld), as many tokens there are", path.c_str(),
+                     token.c_str(), (long long)count);
+  return {};
+}
+
 }  // namespace
 
 Status Tokenizer::read(const Json& file, const std::string& path, const char** type) {
@@ -52,6 +66,7 @@ Status Tokenizer::read(const Json& file, const std::string& path, const char** t
   if (!*type)
     return failure(EDGESLIM_BAD_BUNDLE, "%s: its model is '%.40s'; BPE and Unigram are read", path.c_str(),
                    file["model"]["type"].text().c_str());
+  if (Status s = check_vocabulary(file["model"]["vocab"], path); s.failed()) return s;
   for (const Json& token : file["added_tokens"].entries())
     if (token["special"].boolean(false)) silent_.push_back(int32_t(token["id"].integer(-1)));
   each_part(file["post_processor"], "processors", [&](const Json& part) { read_template(part, &before_, &after_); });

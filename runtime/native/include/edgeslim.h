@@ -199,8 +199,8 @@ typedef struct edgeslim_tokenizer edgeslim_tokenizer;
 typedef struct edgeslim_decoder edgeslim_decoder;
 
 /* Opens tokenizer.json (BPE or Unigram) of the bundle in `folder`. `library`: path of libortextensions, or of the folder
- * it lies in. Null: the environment variable EDGESLIM_ORTEXTENSIONS, else one in this process, else the system's. A
- * tokenizer and its decoders are used by one thread at a time. */
+ * it lies in. Null: the environment variable EDGESLIM_ORTEXTENSIONS, else one in this process, else the system's. The
+ * extensions read the file after a few checks of ours. A tokenizer and its decoders are used by one thread at a time. */
 EDGESLIM_CALL int32_t edgeslim_tokenizer_open(const char* folder, const char* library, edgeslim_tokenizer** tokenizer,
                                               edgeslim_error* error);
 /* Its decoders must have been freed. Null is let pass. */
