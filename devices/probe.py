@@ -204,11 +204,12 @@ def middle(found: Sequence[Timing]) -> Timing:
 
 
 def error_of(taken: Iterable[Sequence[Timing]]) -> float:
-    """Return the half-width of the band around estimates: what their arithmetic leaves out, and half of what the passes
-    of a micro-run lie apart, (slowest - fastest) / median, in the median over the micro-runs."""
-    spreads = [
-        (max(t.seconds for t in found) - min(t.seconds for t in found)) / middle(found).seconds for found in taken
-    ]
+    """Return the half-width of the band around estimates: what their arithmetic leaves out, and half of what micro-runs
+    vary by: their passes, (slowest - fastest) / median, or their rounds; the median over the micro-runs."""
+    spreads = []
+    for found in taken:
+        between = (max(t.seconds for t in found) - min(t.seconds for t in found)) / middle(found).seconds
+        spreads.append(max(between, middle(found).spread))
     return round(max(_LEAST_ERROR, _MODEL_ERROR + statistics.median(spreads) / 2), 2)
 
 

@@ -49,12 +49,14 @@ def print_repeated(found: "Repeated", bundle: str) -> None:
 
     title = f"{bundle}: {len(found.profiles)} profiles on {found.profiles[0].device}"
     table = Table(title=title, title_justify="left")
-    for heading in ("decode tok/s", "prefill tok/s", "others' cores", "steal", "core GB/s", "memory GB/s", "°C"):
+    headings = "decode tok/s,prefill tok/s,runs,others' cores,steal,core GB/s,memory GB/s,°C"
+    for heading in headings.split(","):
         table.add_column(heading, justify="right")
     for profile, now in zip(found.profiles, found.conditions, strict=True):
         table.add_row(
             f"{profile.decode_tok_s_p50:,.1f}",
             f"{profile.prefill_tok_s_p50:,.0f}",
+            str(profile.repeats),
             f"{now.programs:.2f}",
             f"{now.stolen:.2f}",
             f"{now.core_gb_per_s:.2f}",

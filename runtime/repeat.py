@@ -132,7 +132,7 @@ def explain(slow: Conditions, fast: Conditions, lost: float) -> str:
     """Return what the slower of two profiles had that the faster had not; `lost` is the share of speed it lost."""
     causes = sorted(_causes(slow, fast), reverse=True)
     if not causes:
-        return _unexplained(slow, fast)
+        return _throughout(slow, fast) or _unexplained(slow, fast)
     said = [text for share, text in causes if share >= max(_MATTERS, causes[0][0] / 3)]
     if all(share < lost / 4 for share, _ in causes) and slow.programs - fast.programs < _MATTERS * slow.cores:
         said.append("which explains a part of it only")  # an engine's spinning threads lose more than others take
@@ -162,6 +162,18 @@ def _causes(slow: Conditions, fast: Conditions) -> list[tuple[float, str]]:
             rates = f"{slow.memory_gb_per_s:.1f} GB/s in the slowest, {fast.memory_gb_per_s:.1f} in the fastest"
             found.append((memory, f"memory was read {memory:.0%} slower ({rates}; others share it)"))
     return found
+
+
+def _throughout(slow: Conditions, fast: Conditions) -> str | None:
+    """Return what disturbed the slower and the faster profile alike: what others take comes and goes within either."""
+    said = []
+    if min(slow.programs, fast.programs) >= _MATTERS * slow.cores:
+        taken = f"{slow.programs:.2f} of {slow.cores} cores in the slowest and {fast.programs:.2f} in the fastest"
+        said.append(f"other programs used {taken}")
+    if min(slow.stolen, fast.stolen) >= _MATTERS * slow.cores:
+        shares = f"{slow.stolen / slow.cores:.0%} of the CPUs in the slowest and {fast.stolen / fast.cores:.0%}"
+        said.append(f"the hypervisor withheld {shares} in the fastest (steal time)")
+    return f"the machine was busy throughout: {'; '.join(said)}" if said else None
 
 
 def _heat(conditions: Conditions) -> str:

@@ -94,6 +94,8 @@ def test_the_band_is_as_wide_as_the_passes_lie_apart():
     assert error_of([passes(1.0, 1.0, 1.0)] * 3) == 0.2
     assert error_of([passes(1.0, 1.2, 1.5), passes(1.0, 1.0, 1.6), passes(1.0, 1.0, 1.0)]) == 0.36
     assert error_of([passes(1.0, 1.0, 2.0)] * 3) == 0.65
+    rounds = timing_of([1.0, 2.0, 2.0, 3.0], nodes=1, work=1.0)
+    assert error_of([[rounds]]) == pytest.approx(0.15 + rounds.spread / 2, abs=0.01), "one pass has its rounds alone"
 
 
 def test_cores_are_told_apart_by_kind_and_clock(tmp_path, monkeypatch):

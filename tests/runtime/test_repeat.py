@@ -77,6 +77,15 @@ def test_what_weighs_most_comes_first_and_trifles_are_left_out(measured):
     )
 
 
+def test_what_disturbed_all_profiles_alike_is_said(measured):
+    busy = replace(CALM, programs=1.5, stolen=0.1)
+    found = judge(speeds(measured, 100, 80), [busy, busy])
+    assert found.cause is not None and found.cause.endswith(
+        "the machine was busy throughout: other programs used 1.50 of 2 cores in the slowest and 1.50 in the fastest; "
+        "the hypervisor withheld 5% of the CPUs in the slowest and 5% in the fastest (steal time)"
+    )
+
+
 def test_a_cause_too_small_for_the_loss_is_said_to_be_one(measured):
     found = judge(speeds(measured, 100, 50), [CALM, replace(CALM, memory_gb_per_s=28.0)])
     assert found.cause is not None and "which explains a part of it only" in found.cause
