@@ -52,6 +52,7 @@ def run_frontier(
         write_file(output / REPORT, _json(report), force=True)
         write_file(output / TABLE, markdown(report, measured[1]), force=True)
         return report
+    progress(0, 1, "opening the model")
     with resumable_folder(output, _arguments(model, recipe), force=force, restart=restart) as (journal, content):
         run = _Run(model, recipe, journal, content, progress)
         run.refuse_unknown_family()
@@ -118,6 +119,7 @@ class _Run:
         from edgeslim.checkpoint import Checkpoint
         from edgeslim.search.sensitivity import measure_options
 
+        self._progress(0, 1, "reading calibration text")
         recipe, checkpoint = self._recipe, Checkpoint.open(self._model)
         prune = PruneRecipe(calib=recipe.calib, samples=recipe.samples, seqlen=recipe.seqlen, seed=recipe.seed)
         windows = api.calibration_windows(prune, checkpoint)
@@ -128,6 +130,7 @@ class _Run:
             self._content.parent,
             api.torch_device(recipe.device),
             self._progress,
+            self._once,
         )
         return {"options": {name: [asdict(each) for each in found] for name, found in options.items()}, "sizes": sizes}
 

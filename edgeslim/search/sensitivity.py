@@ -31,6 +31,7 @@ from edgeslim.blockwise import (
     weight_matrix,
 )
 from edgeslim.checkpoint import Checkpoint, quiet_transformers
+from edgeslim.journal import Record
 from edgeslim.memory import release_free_memory
 from edgeslim.progress import Progress
 from edgeslim.pruning.methods import PruneConfig, prune_matrix
@@ -80,57 +81,76 @@ def _watch(name: str, squares: dict[str, float], outputs: dict[str, int]) -> Cal
 
 
 def measure_options(
-    checkpoint: Checkpoint, tokens: Tensor, forms: Sequence[Form], folder: Path, device: str, progress: Progress
+    checkpoint: Checkpoint,
+    tokens: Tensor,
+    forms: Sequence[Form],
+    folder: Path,
+    device: str,
+    progress: Progress,
+    keep: Callable[[str, Callable[[], Record]], Record] = lambda step, work: work(),
 ) -> tuple[Options, dict[str, int]]:
     """Return, by the names of all linears that are pruned, their options and their sizes.
 
-    `folder` holds hidden states meanwhile. tokens: int64 [samples, seqlen].
+    `folder` holds hidden states meanwhile. tokens: int64 [samples, seqlen]. `keep` gets each block's name and the work
+    that tries the forms of its linears; it returns what the work gave, now or in a run before.
     """
     with quiet_transformers():
-        walk = _Walk(checkpoint, tokens, forms, folder, torch.device(device))
-        names = walk.skeleton.block_names
-        for index, name in enumerate(names):
-            progress(index, len(names), f"trying forms of {name}")
-            walk.block(index)
+        walk = _Walk(checkpoint, tokens, forms, folder, torch.device(device), progress)
+        for index, name in enumerate(walk.skeleton.block_names):
+            walk.block(index, partial(keep, f"forms of {name}"))
         weights = output_sensitivities(
-            checkpoint.load(device=device), tokens[: max(1, len(tokens) // 2)].to(device), list(walk.sizes), progress
+            checkpoint.load(device=device), tokens[: max(1, len(tokens) // 2)].to(device), list(walk.tried), progress
         )
     options = {
-        name: [Option(str(form), bits, weights[name] * error) for form, (bits, error) in found.items()]
-        for name, found in walk.errors.items()
+        name: [Option(form, bits, weights[name] * error) for form, bits, error in found["forms"]]
+        for name, found in walk.tried.items()
     }
-    return options, walk.sizes
+    return options, {name: found["size"] for name, found in walk.tried.items()}
 
 
 class _Walk:
     """Goes through the dense model's blocks and tries every form on every linear."""
 
     def __init__(
-        self, checkpoint: Checkpoint, tokens: Tensor, forms: Sequence[Form], folder: Path, device: torch.device
+        self,
+        checkpoint: Checkpoint,
+        tokens: Tensor,
+        forms: Sequence[Form],
+        folder: Path,
+        device: torch.device,
+        progress: Progress,
     ) -> None:
         self.skeleton = checkpoint.skeleton()
-        self.sizes: dict[str, int] = {}
-        self.errors: dict[str, dict[Form, tuple[float, float]]] = {}
-        self._forms, self._device = forms, device
+        self.tried: Record = {}
+        self._forms, self._device, self._progress = forms, device, progress
         self._runner = BlockRunner(self.skeleton, tokens, device)
         self._stream = Activations(folder / "dense.hidden")
         self._runner.embed(self._stream)
 
     @torch.no_grad()
-    def block(self, index: int) -> None:
+    def block(self, index: int, keep: Callable[[Callable[[], Record]], Record]) -> None:
         """Try the forms on the linears of one block and advance the stream."""
         block = self.skeleton.fill_block(index, self._device)
         linears = prunable_linears(block, self.skeleton.block_names[index])
         if linears:
-            groups = input_groups(lambda: self._runner.run(index, block, self._stream.read(0), 0), linears)
-            statistics = self._gather(index, block, {group[0]: linears[group[0]] for group in groups})
-            for group in groups:
-                for name in group:
-                    self._try_forms(name, weight_matrix(linears[name]), statistics[group[0]])
-                del statistics[group[0]]
-                release_free_memory()
+            self.tried.update(keep(partial(self._try_block, index, block, linears)))
         self._runner.advance(index, block, self._stream)
         self.skeleton.empty_block(index)
+
+    def _try_block(self, index: int, block: nn.Module, linears: Mapping[str, nn.Module]) -> Record:
+        """Return the size of each linear, and of every form the bits a weight and mean squared output error E|δ|²."""
+        found: Record = {}
+        self._progress(index, len(self.skeleton.block_names), f"trying forms of {self.skeleton.block_names[index]}")
+        groups = input_groups(lambda: self._runner.run(index, block, self._stream.read(0), 0), linears)
+        statistics = self._gather(index, block, {group[0]: linears[group[0]] for group in groups})
+        for group in groups:
+            for name in group:
+                self._progress(index, len(self.skeleton.block_names), f"trying forms of {name}")
+                weight = weight_matrix(linears[name])
+                found[name] = {"size": weight.numel(), "forms": self._try_forms(weight, statistics[group[0]])}
+            del statistics[group[0]]
+            release_free_memory()
+        return found
 
     def _gather(self, index: int, block: nn.Module, firsts: Mapping[str, nn.Module]) -> dict[str, InputStatistics]:
         statistics = {
@@ -144,14 +164,13 @@ class _Walk:
                 entry.add(x)
         return statistics
 
-    def _try_forms(self, name: str, weight: Tensor, statistics: InputStatistics) -> None:
-        """Note bits a weight and mean squared output error E|δ|² of every form."""
+    def _try_forms(self, weight: Tensor, statistics: InputStatistics) -> list[tuple[str, float, float]]:
         signal = 0.5 * float(((weight @ statistics.h) * weight).sum())
-        self.sizes[name] = weight.numel()
-        self.errors[name] = {}
+        found = []
         for form in self._forms:
             config = replace(PruneConfig(effort="fast"), pattern=form.shape, grid=form.grid)
             pruned = prune_matrix(weight, statistics, config)
             assert pruned.on_grid is not None
             bits = bits_per_weight(pruned.on_grid.codes, form.grid)
-            self.errors[name][form] = (bits, pruned.relative_error * signal)
+            found.append((str(form), bits, pruned.relative_error * signal))
+        return found

@@ -1,11 +1,14 @@
 """Sensitivities against gradients taken one by one, and against the loss that noise really costs."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from families import save_tiny
 
 from edgeslim.checkpoint import Checkpoint
+from edgeslim.journal import Record
 from edgeslim.search.forms import Form
 from edgeslim.search.sensitivity import measure_options, output_sensitivities
 
@@ -49,3 +52,21 @@ def test_every_linear_has_an_option_for_every_form_and_more_bits_lose_less(tmp_p
         assert sizes[name] > 0 and all(option.loss > 0 for option in found)
         assert found[2].loss < found[1].loss and found[2].loss < found[0].loss
         assert 2 < found[0].bits <= 2.5 and 2.5 < found[1].bits <= 3.01
+
+
+def test_blocks_that_a_run_before_has_tried_are_not_tried_again(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(save_tiny(tmp_path / "m", "llama"))
+    kept: dict[str, Record] = {}
+    tried: list[str] = []
+
+    def keep(step: str, work: Callable[[], Record]) -> Record:
+        if step not in kept:
+            tried.append(step)
+            kept[step] = json.loads(json.dumps(work()))  # as a journal keeps it
+        return kept[step]
+
+    first = measure_options(checkpoint, TOKENS, FORMS, tmp_path, "cpu", _silent, keep)
+    assert tried == [f"forms of model.layers.{number}" for number in range(len(tried))] and len(tried) > 1
+    del kept[tried[-1]]
+    assert measure_options(checkpoint, TOKENS, FORMS, tmp_path, "cpu", _silent, keep) == first
+    assert tried[-1] == tried[-2] and len(tried) == len(kept) + 1
