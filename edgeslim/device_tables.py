@@ -85,11 +85,11 @@ def _kernel_table(device: "Device") -> Any:
     from rich.table import Table
 
     table = Table(title="kernels, 10⁹ weights a second", title_justify="left")
-    for heading in ("form", "stored", "one token", "prompt"):
-        table.add_column(heading, justify="left" if heading == "form" else "right")
+    for heading in ("form", "run by", "stored", "one token", "prompt"):
+        table.add_column(heading, justify="left" if heading in ("form", "run by") else "right")
     for rate in device.kernels:
         speeds = (f"{rate.decode_gweights_per_s:.1f}", f"{rate.prefill_gweights_per_s:.0f}")
-        table.add_row(rate.form, f"{rate.density:.0%}", *speeds)
+        table.add_row(rate.form, rate.engine or "onnxruntime", f"{rate.density:.0%}", *speeds)
     return table
 
 
