@@ -2,17 +2,19 @@
 
     python examples/train_tiny.py --arch llama --minutes 55 --threads 1 --compile
     python examples/train_tiny.py --arch mamba2 --minutes 55 --threads 1 --compile
-    python examples/train_tiny.py --arch mamba --minutes 20 --threads 1
+    python examples/train_tiny.py --arch mamba --minutes 6 --threads 1
 
 The learning rate follows the share of the time budget that is used up, so training always ends decayed to zero, however
-fast the machine is. A killed training goes on from its last checkpoint when started again with the same arguments; with
-fewer minutes it ends sooner. Text, tokens and checkpoints are kept under `--work` and may be deleted at any time.
+fast the machine is. A killed training goes on from its last checkpoint when started again with the same arguments; one
+that is interrupted or terminated writes one first. With fewer minutes it ends sooner. Text, tokens and checkpoints are
+kept under `--work` and may be deleted at any time.
 """
 
 import argparse
 import json
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -80,11 +82,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rescale_prenorm_residual": True,
     },
     "mamba": {
-        "hidden_size": 192,
+        "hidden_size": 160,
         "expand": 2,
-        "num_hidden_layers": 12,
+        "num_hidden_layers": 6,
         "state_size": 16,
-        "time_step_rank": 12,
+        "time_step_rank": 10,
         "initializer_range": 0.05,
         "rescale_prenorm_residual": True,
     },
@@ -92,7 +94,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 SUMMARY = {
     "llama": "8 Llama blocks, hidden size 256, 4 heads over 2 key-value heads, tied embeddings",
     "mamba2": "16 Mamba-2 blocks, hidden size 192, 12 heads of 32, state size 64, tied embeddings",
-    "mamba": "12 Mamba blocks, hidden size 192, state size 16, tied embeddings",
+    "mamba": "6 Mamba blocks, hidden size 160, state size 16, tied embeddings",
 }
 
 
@@ -215,7 +217,7 @@ def rate_factor(step: int, used: float) -> float:
 
 
 def train(model: Any, data: Data, args: argparse.Namespace, checkpoint: Path) -> Progress:
-    """Train `model` in place until the time budget is used up and return how far it came."""
+    """Train `model` in place until the time budget is used up or a signal comes; return how far it came."""
     peak, budget = PEAK_RATE[args.arch], args.minutes * 60.0
     optimizer = new_optimizer(model, peak)
     progress = _resume(checkpoint, model, optimizer)
@@ -226,7 +228,10 @@ def train(model: Any, data: Data, args: argparse.Namespace, checkpoint: Path) ->
     model.train()
     started = time.process_time() - progress.seconds
     saved, mean_loss = progress.seconds, float("nan")
-    while progress.seconds < budget:
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: signals.append(received))
+    while progress.seconds < budget and not signals:
         for group in optimizer.param_groups:
             group["lr"] = peak * rate_factor(progress.step, progress.seconds / budget)
         loss = _train_step(model, optimizer, batch(data, args.seed, progress.step))
@@ -401,6 +406,8 @@ def main() -> None:
     data = prepare_data(args.work / "data")
     model = new_model(args.arch, end_token(data.tokenizer))
     progress = train(model, data, args, args.work / args.arch / f"seed{args.seed}.pt")
+    if progress.seconds < args.minutes * 60:
+        sys.exit(f"stopped at step {progress.step}; the same command goes on from there")
     target = write_model(model, data, args, progress)
     _say(f"wrote {target}: {progress.tokens} tokens in {progress.seconds / 60:.1f} minutes")
 

@@ -26,11 +26,18 @@ def use_fast_scans(model: nn.Module) -> None:
     for module in model.modules():
         forward = {"MambaMixer": mamba_mixer, "Mamba2Mixer": mamba2_mixer}.get(type(module).__name__)
         if forward is not None:
-            module.forward = _without_cache(module, forward)  # type: ignore[method-assign]
+            module.forward = _without_cache(forward).__get__(module)  # type: ignore[method-assign]
 
 
-def _without_cache(mixer: nn.Module, forward: Any) -> Any:
-    def run(hidden_states: Tensor, cache: Any = None, attention_mask: Any = None, **_: Any) -> Tensor:
+def use_fast_mamba_everywhere() -> None:
+    """Make every Mamba mixer of this process, those of models to come too, compute with the scan below."""
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+
+    MambaMixer.forward = _without_cache(mamba_mixer)
+
+
+def _without_cache(forward: Any) -> Any:
+    def run(mixer: Any, hidden_states: Tensor, cache: Any = None, attention_mask: Any = None, **_: Any) -> Tensor:
         if cache is not None or attention_mask is not None:
             raise ValueError("a mixer with a training scan takes no cache and no mask; pass use_cache=False")
         result: Tensor = forward(mixer, hidden_states)

@@ -12,7 +12,13 @@ transformers = pytest.importorskip("transformers")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
-from training_scan import causal_convolution, chunked_scan, selective_scan, use_fast_scans  # noqa: E402
+from training_scan import (  # noqa: E402
+    causal_convolution,
+    chunked_scan,
+    selective_scan,
+    use_fast_mamba_everywhere,
+    use_fast_scans,
+)
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -119,6 +125,20 @@ def test_a_model_with_fast_scans_equals_transformers_with_its_gradients(arch: st
     for (name, found), expected in zip(fast.named_parameters(), plain.parameters(), strict=True):
         scale = expected.grad.abs().max().item()
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-4 * scale, msg=name)
+
+
+@torch.no_grad()
+def test_fast_mixers_everywhere_equal_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+
+    plain, other = _models("mamba")
+    tokens = torch.randint(32, (2, 37))
+    expected = plain(input_ids=tokens, use_cache=False).logits
+    monkeypatch.setattr(MambaMixer, "forward", MambaMixer.forward)  # put back afterwards
+    use_fast_mamba_everywhere()
+    assert MambaMixer.forward.__module__ == "training_scan"
+    for model in (plain, other):
+        torch.testing.assert_close(model(input_ids=tokens, use_cache=False).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("arch", ["mamba", "mamba2"])
