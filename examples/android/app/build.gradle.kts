@@ -22,6 +22,6 @@ android {
 
 dependencies {
     implementation(project(":edgeslim"))
-    // Text: libortextensions.so with the functions Ortx… of 0.15. Without it the app takes token ids.
-    runtimeOnly("com.microsoft.onnxruntime:onnxruntime-extensions-android:0.15.0")
+    // Text needs libortextensions.so of onnxruntime-extensions 0.15 or newer in src/main/jniLibs/arm64-v8a, or an AAR that
+    // has it. Without it the app takes and shows token ids.
 }

@@ -3,9 +3,9 @@ package org.edgeslim;
 import java.nio.charset.StandardCharsets;
 
 /**
- * A bundle's tokenizer, by onnxruntime-extensions: an app that takes its AAR, {@code onnxruntime-extensions-android},
- * hands text; any app may hand tokens. Calls of it and its decoders from several threads wait for one another. Its
- * memory goes when it and all of its decoders are closed, in any order.
+ * A bundle's tokenizer, by onnxruntime-extensions (0.15 or newer): an app that ships {@code libortextensions} hands text;
+ * any app may hand tokens. Calls of it and its decoders from several threads wait for one another. Its memory goes when
+ * it and all of its decoders are closed, in any order.
  */
 public final class Tokenizer implements AutoCloseable {
   private final long handle;
