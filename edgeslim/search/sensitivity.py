@@ -137,7 +137,7 @@ class _Walk:
         self._runner.advance(index, block, self._stream)
         self.skeleton.empty_block(index)
 
-    def _try_block(self, index: int, block: nn.Module, linears: Mapping[str, nn.Module]) -> Record:
+    def _try_block(self, index: int, block: nn.Module, linears: dict[str, nn.Module]) -> Record:
         """Return the size of each linear, and of every form the bits a weight and mean squared output error E|δ|²."""
         found: Record = {}
         self._progress(index, len(self.skeleton.block_names), f"trying forms of {self.skeleton.block_names[index]}")
