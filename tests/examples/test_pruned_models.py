@@ -20,6 +20,7 @@ SCORED = 40 * 256 * 4
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", ["tiny-mamba", "tiny-mamba2"])
 def test_mrp_costs_least_then_sparsegpt_then_what_solves_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
