@@ -3,7 +3,7 @@
 `bits` counts values that are not zero, the mask where there is one, and scales, over the weights of all linears;
 embedding and head stay as they are. `--budgets` compares, at equal bits a weight, int3 of one sparsity for all linears
 with a form for each linear, as `edgeslim frontier` chooses them. With `--out FILE` the lines also go there, cases that
-the file holds are not repeated, and a prune that was killed goes on after its last finished block.
+the file holds are not repeated, and a case that was killed goes on after the last block it pruned.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import edgeslim
 from edgeslim.api import calibration_windows
 from edgeslim.checkpoint import Checkpoint
 from edgeslim.progress import silent
+from edgeslim.pruner import REPORT
 from edgeslim.quantize.grid import parse_grid
 from edgeslim.recipe import PruneRecipe
 from edgeslim.search.allocation import Option, allocate
@@ -135,25 +136,26 @@ def _folder(case: dict[str, str], out: Path | None) -> Iterator[Path]:
 
 
 def _measure(case: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
-    options = {"effort": args.effort, **_form(case, args)}
     with _folder(case, args.out) as folder:
         output = folder / "pruned"
-        report = edgeslim.prune(
-            MODELS[case["model"]],
-            output,
-            force=True,
-            calib=args.calib,
-            samples=args.samples,
-            seqlen=args.seqlen,
-            device="cpu",
-            **options,
-        )
+        if not output.exists():  # a case killed while it was scored has its checkpoint
+            edgeslim.prune(
+                MODELS[case["model"]],
+                output,
+                calib=args.calib,
+                samples=args.samples,
+                seqlen=args.seqlen,
+                device="cpu",
+                effort=args.effort,
+                **_form(case, args),
+            )
+        report = json.loads((output / REPORT).read_text(encoding="utf-8"))
         scored = edgeslim.eval(output, text=args.text, seqlen=args.seqlen, device="cpu")
     return {
-        "bits": None if report.bits is None else round(report.bits, 3),
+        "bits": None if report["bits"] is None else round(report["bits"], 3),
         "perplexity": round(scored.perplexity, 3),
-        "relative_error": round(report.relative_error, 5),
-        "seconds": round(report.seconds, 1),
+        "relative_error": round(report["relative_error"], 5),
+        "seconds": round(report["seconds"], 1),
     }
 
 
