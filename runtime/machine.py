@@ -47,10 +47,19 @@ def describe(cpuinfo: Path = _CPUINFO) -> str:
 
 def isa(cpuinfo: Path = _CPUINFO) -> str:
     """Return the instruction set that kernels are chosen by, e.g. ``avx512-vnni``; the bare architecture if unknown."""
+    flags = _flags(cpuinfo)
+    return next((name for name, needed in _ISA if needed <= flags), platform.machine().lower())
+
+
+def is_virtual(cpuinfo: Path = _CPUINFO) -> bool:
+    """Return whether the processor says that a hypervisor runs this machine (x86; others do not say)."""
+    return "hypervisor" in _flags(cpuinfo)
+
+
+def _flags(cpuinfo: Path) -> set[str]:
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
     found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
-    flags = set(found[1].split()) if found else set()
-    return next((name for name, needed in _ISA if needed <= flags), platform.machine().lower())
+    return set(found[1].split()) if found else set()
 
 
 def governor(cpu: Path = _CPU) -> str | None:

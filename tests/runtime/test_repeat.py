@@ -91,6 +91,29 @@ def test_a_cause_too_small_for_the_loss_is_said_to_be_one(measured):
     assert found.cause is not None and "which explains a part of it only" in found.cause
 
 
+def test_each_figure_that_differs_has_its_own_cause_the_worst_first(measured):
+    profiles = [
+        replace(measured, decode_tok_s_p50=100.0, prefill_tok_s_p50=500.0),
+        replace(measured, decode_tok_s_p50=80.0, prefill_tok_s_p50=550.0),
+    ]
+    found = judge(profiles, [CALM, replace(CALM, memory_gb_per_s=24.0)])
+    decode, prefill = (
+        "decode differs by 25% (at most 5% is steady): memory was read 20% slower",
+        "prefill differs by 10%",
+    )
+    assert found.cause is not None and found.cause.startswith(decode)
+    assert found.cause.index(prefill) > found.cause.index("memory was read")
+    assert found.cause[found.cause.index(prefill) :].count("memory was read") == 0, "it was faster beside slow memory"
+
+
+def test_where_nothing_measured_differs_a_virtual_machine_is_said_to_be_one(measured):
+    found = judge(speeds(measured, 100, 80), [replace(CALM, virtual=True)] * 2)
+    assert found.cause is not None and "cause not found" in found.cause
+    assert found.cause.endswith(
+        "; a virtual machine: what others on its host take of shared cores and caches, no counter here tells"
+    )
+
+
 def test_core_speed_is_that_of_a_hash():
     assert 0.05 < core_speed() < 20
 
