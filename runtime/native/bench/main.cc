@@ -43,7 +43,7 @@ void show_progress(int32_t done, int32_t total, void*) {
 }
 
 void note_phase(int32_t phase, int32_t run, double begin, double end, void* sampler) {
-  static_cast<edgeslim::Sampler*>(sampler)->add({phase, run, begin, end});
+  static_cast<edgeslim::SensorSampler*>(sampler)->add({phase, run, begin, end});
 }
 
 int print_hashes(int count, char** files) {
@@ -107,7 +107,7 @@ int main(int argc, char** argv) {
   std::vector<char> json(1 << 16);
   size_t needed = 0;
   edgeslim_error error;
-  edgeslim::Sampler sampler(sensors);
+  edgeslim::SensorSampler sampler(sensors);
   options.user = &sampler;
   options.on_phase = note_phase;
   if (edgeslim_profile(bundle, &model, &options, json.data(), json.size(), &needed, &error)) {

@@ -19,14 +19,14 @@ struct Phase {
   double begin, end;
 };
 
-class Sampler {
+class SensorSampler {
  public:
-  explicit Sampler(std::vector<std::string> paths) : paths_(std::move(paths)) {
+  explicit SensorSampler(std::vector<std::string> paths) : paths_(std::move(paths)) {
     if (!paths_.empty()) thread_ = std::thread([this] { watch(); });
   }
-  ~Sampler() { stop(); }
-  Sampler(const Sampler&) = delete;
-  Sampler& operator=(const Sampler&) = delete;
+  ~SensorSampler() { stop(); }
+  SensorSampler(const SensorSampler&) = delete;
+  SensorSampler& operator=(const SensorSampler&) = delete;
 
   void add(const Phase& phase) { phases_.push_back(phase); }
 
