@@ -26,26 +26,30 @@ def write_micro_bundle(folder: Path, vocab_size: int) -> None:
     (folder / HF_CONFIG).write_text(json.dumps(config), encoding="utf-8")
 
 
-def _graph(vocab_size: int) -> GraphWriter:
-    g, rng = GraphWriter(), np.random.default_rng(0)
-    g.input("input_ids", "int64", ["batch", "sequence"])
+def count_tokens(g: GraphWriter) -> None:
+    """Add the input attention_mask [B, S] and what attention reads of it: seqlens [B], S - 1, and total_length, S."""
     g.input("attention_mask", "int64", ["batch", "total"])
-    for kind in ("key", "value"):
-        g.input(f"past_key_values.0.{kind}", "float32", ["batch", 1, "past", _SIZE])
-    rows = g.constant("rows", np.array(_ROWS, np.int64))
-    table = g.constant("table", rng.standard_normal((_ROWS, 3 * _SIZE), np.float32))
-    one = g.constant("one", np.array(1, np.int64))
-    axis = g.constant("axis", np.array([1], np.int64))
-    last = g.constant("last", np.array([-1], np.int64))
-    shape = g.constant("shape", np.array([1, 1, vocab_size], np.int64))
-    g.node("Mod", ["input_ids", rows], ["row"])
-    g.node("Gather", [table, "row"], ["qkv"])
+    one, axis = g.constant("one", np.array(1, np.int64)), g.constant("axis", np.array([1], np.int64))
     g.node("ReduceSum", ["attention_mask", axis], ["length"], attributes={"keepdims": 0})
     g.node("Sub", ["length", one], ["before"])
     g.node("Cast", ["before"], ["seqlens"], attributes={"to": 6})
     g.node("Shape", ["attention_mask"], ["sizes"])
     g.node("Gather", ["sizes", one], ["total_long"])
     g.node("Cast", ["total_long"], ["total_length"], attributes={"to": 6})
+
+
+def _graph(vocab_size: int) -> GraphWriter:
+    g, rng = GraphWriter(), np.random.default_rng(0)
+    g.input("input_ids", "int64", ["batch", "sequence"])
+    count_tokens(g)
+    for kind in ("key", "value"):
+        g.input(f"past_key_values.0.{kind}", "float32", ["batch", 1, "past", _SIZE])
+    rows = g.constant("rows", np.array(_ROWS, np.int64))
+    table = g.constant("table", rng.standard_normal((_ROWS, 3 * _SIZE), np.float32))
+    last = g.constant("last", np.array([-1], np.int64))
+    shape = g.constant("shape", np.array([1, 1, vocab_size], np.int64))
+    g.node("Mod", ["input_ids", rows], ["row"])
+    g.node("Gather", [table, "row"], ["qkv"])
     names = ["qkv", "", "", "past_key_values.0.key", "past_key_values.0.value", "seqlens", "total_length"]
     attributes = {"num_heads": 1, "kv_num_heads": 1, "scale": _SIZE**-0.5}
     outputs = ["attended", "present.0.key", "present.0.value"]

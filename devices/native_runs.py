@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeslim.devices.micro_bundle import count_tokens
 from edgeslim.devices.micro_runs import Timing, add_products, seconds_of, timing_of
 from edgeslim.devices.onnx_writer import GraphWriter
 from edgeslim.errors import EdgeslimError
@@ -44,7 +45,7 @@ class _Micro:
         self.states: list[tuple[str, list[int | str]]] = []
         self.row("x", self.width)
         if self.attends:
-            self._count_tokens()
+            count_tokens(self.graph)
 
     def row(self, name: str, width: int) -> None:
         """Add the value `name` [1, T, width], numbers that each token has of its own."""
@@ -76,17 +77,6 @@ class _Micro:
         (folder / GENAI_CONFIG).write_text(json.dumps({"model": model, "search": search}), encoding="utf-8")
         config = {"model_type": "llama", "vocab_size": ROWS, "max_position_embeddings": _CONTEXT}
         (folder / HF_CONFIG).write_text(json.dumps(config), encoding="utf-8")
-
-    def _count_tokens(self) -> None:
-        g = self.graph
-        g.input("attention_mask", "int64", ["batch", "total"])
-        one, axis = g.constant("one", np.array(1, np.int64)), g.constant("axis", np.array([1], np.int64))
-        g.node("ReduceSum", ["attention_mask", axis], ["length"], attributes={"keepdims": 0})
-        g.node("Sub", ["length", one], ["before"])
-        g.node("Cast", ["before"], ["seqlens"], attributes={"to": 6})
-        g.node("Shape", ["attention_mask"], ["sizes"])
-        g.node("Gather", ["sizes", one], ["total_long"])
-        g.node("Cast", ["total_long"], ["total_length"], attributes={"to": 6})
 
 
 def write_nothing(folder: Path) -> None:
