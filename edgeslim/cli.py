@@ -358,8 +358,9 @@ def frontier(
 ) -> None:
     """Try forms of a model, uniform ones and one for each linear: a table and a plot of perplexity, bytes and speed.
 
-    Some twenty trials, each a prune, an export and a perplexity. A run that was stopped goes on when called again; a
-    finished folder asked with another --max-bytes or --min-tok-s answers at once.
+    Some twenty trials, each a prune, an export, a perplexity and a profile. A run that was stopped goes on when called
+    again; a finished folder asked with another --max-bytes or --min-tok-s answers at once. Without either, the form
+    named is the smallest within 1 % of the dense perplexity.
     """
     with _reporting() as progress:
         report = api.frontier(
@@ -387,7 +388,9 @@ def frontier(
         )
     if as_json:
         return _print_json(report)
-    print((output / "frontier.md").read_text(encoding="utf-8"), end="")
+    from edgeslim.tables import print_frontier
+
+    print_frontier(report, output)
 
 
 @app.command()

@@ -268,12 +268,13 @@ class FrontierRecipe:
     `bits` is the range of bits a weight (values, mask and scales of the linears). `samples`, `seqlen`, `calib`, `seed`,
     `device` and `effort` are those of each prune, `text` and `eval_seqlen` of each perplexity, `lowering` of each
     export. `max_bytes` (of all packed weights) and `min_tok_s` (decoding) are budgets to name the best form for.
-    `seqlen` is short because some twenty prunes follow one another; what is chosen can be pruned again with more.
+    `samples` and `seqlen` are small because some twenty prunes follow one another; what is chosen can be pruned again
+    with more.
     """
 
     bits: str = "2.2-4.5"
     calib: str | None = None
-    samples: int = 128
+    samples: int = 64
     seqlen: int = 256
     seed: int = 0
     device: str = "auto"

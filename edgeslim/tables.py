@@ -90,6 +90,23 @@ def print_comparison(report: Mapping[str, Any], output: Path) -> None:
             console.print(f"[bold]{name}[/bold]: {prompt}{measured['run']['text']}", highlight=False)
 
 
+def print_frontier(report: Mapping[str, Any], output: Path) -> None:
+    """Print the forms that were tried, one a line, and which to take."""
+    from rich.table import Table
+
+    from edgeslim.search.report import HEADINGS, advice, legend, rows, title
+
+    table = Table(title=f"{title(report)} → {output}", title_justify="left")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "form" else "right")
+    for name, *figures in rows(report):
+        table.add_row(f"{name} *" if name in report["frontier"] else name, *figures)
+    console = _wide_console()
+    console.print(table)
+    for line in (legend(report), *advice(report, "*", f"{output}/trials/{{name}}/recipe.toml")):
+        console.print(line, highlight=False, markup=False)
+
+
 def print_inspection(inspection: "Inspection") -> None:
     """Print a bundle's layers, one a line, and what runs them here."""
     from rich.table import Table

@@ -32,10 +32,9 @@ def allocate(options: Mapping[str, Sequence[Option]], sizes: Mapping[str, int], 
 
     Raises: RecipeError where even the narrowest options take more.
     """
-    total = sum(sizes[name] for name in options)
-    least = sum(sizes[name] * min(option.bits for option in choices) for name, choices in options.items())
-    if least > budget * total * (1 + 1e-9):
-        raise RecipeError(f"budget must be at least {least / total:.3f} bits a weight, got {budget:g}")
+    total, least = sum(sizes[name] for name in options), bits_between(options, sizes)[0]
+    if least > budget * (1 + 1e-9):
+        raise RecipeError(f"budget must be at least {least:.3f} bits a weight, got {budget:g}")
     low, high = 0.0, 1.0
     while _bits(_choose(options, sizes, high), sizes) > budget * total and high < 1e30:
         high *= 2
@@ -46,6 +45,16 @@ def allocate(options: Mapping[str, Sequence[Option]], sizes: Mapping[str, int], 
         else:
             high = middle
     return _spend(_choose(options, sizes, high), options, sizes, budget * total)
+
+
+def bits_between(options: Mapping[str, Sequence[Option]], sizes: Mapping[str, int]) -> tuple[float, float]:
+    """Return the bits a weight on average of the narrowest and of the widest option of every linear."""
+    total = sum(sizes[name] for name in options)
+    ends = [
+        sum(sizes[name] * end(option.bits for option in choices) for name, choices in options.items()) / total
+        for end in (min, max)
+    ]
+    return ends[0], ends[1]
 
 
 def _choose(options: Mapping[str, Sequence[Option]], sizes: Mapping[str, int], price: float) -> dict[str, Option]:

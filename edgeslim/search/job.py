@@ -15,7 +15,7 @@ from edgeslim.output import write_file
 from edgeslim.progress import Progress
 from edgeslim.recipe import FrontierRecipe, PruneRecipe
 from edgeslim.runtime.profiler import Profile
-from edgeslim.search.allocation import Option, allocate
+from edgeslim.search.allocation import Option, allocate, bits_between
 from edgeslim.search.forms import CANDIDATES, parse_range
 from edgeslim.search.report import markdown, plot, require_matplotlib
 from edgeslim.search.trials import (
@@ -50,7 +50,7 @@ def run_frontier(
     if measured is not None:
         report = _report(model, recipe, *measured)
         write_file(output / REPORT, _json(report), force=True)
-        write_file(output / TABLE, markdown(report, measured[1]), force=True)
+        write_file(output / TABLE, markdown(report), force=True)
         return report
     progress(0, 1, "opening the model")
     with resumable_folder(output, _arguments(model, recipe), force=force, restart=restart) as (journal, content):
@@ -63,7 +63,7 @@ def run_frontier(
         results = [run.measure(trial, number, len(trials)) for number, trial in enumerate(trials)]
         report = _report(model, recipe, dense, results)
         (content / REPORT).write_text(_json(report), encoding="utf-8")
-        (content / TABLE).write_text(markdown(report, results), encoding="utf-8")
+        (content / TABLE).write_text(markdown(report), encoding="utf-8")
         if recipe.plot:
             plot(content / PLOT, Path(model).name, dense, results)
     return report
@@ -94,11 +94,10 @@ class _Run:
         """Return a trial for each budget, with a form for every linear."""
         record = self._once("sensitivity", self._sensitivity)
         options = {name: [Option(**option) for option in found] for name, found in record["options"].items()}
-        narrowest = sum(record["sizes"][name] * min(o.bits for o in found) for name, found in options.items())
-        least = max(low, narrowest / sum(record["sizes"].values()))
+        narrowest, widest = bits_between(options, record["sizes"])
         return [
             mixed_trial(self._model, self._recipe, budget, allocate(options, record["sizes"], budget), CANDIDATES)
-            for budget in budgets(least, high)
+            for budget in budgets(max(low, narrowest), min(high, widest))
         ]
 
     def measure(self, trial: Trial, number: int, total: int) -> Result:
@@ -200,7 +199,7 @@ def _measured(output: Path, model: str, recipe: FrontierRecipe) -> tuple[float, 
 
 
 def _report(model: str, recipe: FrontierRecipe, dense: float, results: list[Result]) -> dict[str, Any]:
-    chosen = best(results, max_bytes=recipe.max_bytes, min_tok_s=recipe.min_tok_s)
+    chosen = best(results, dense, max_bytes=recipe.max_bytes, min_tok_s=recipe.min_tok_s)
     return {
         "model": model,
         "recipe": asdict(recipe),

@@ -6,44 +6,70 @@ from pathlib import Path
 from typing import Any
 
 from edgeslim.errors import RecipeError
-from edgeslim.search.trials import Result
+from edgeslim.search.trials import LITTLE, Result
 
-_LITTLE = 0.01
-"""The part of the dense perplexity that a form may cost and still be named where no budget is given."""
+HEADINGS = ("form", "bits a weight", "perplexity", "MB", "decode tok/s", "prefill tok/s")
 
 
-def markdown(report: Mapping[str, Any], results: Sequence[Result]) -> str:
-    """Return the table of `results`, bits ascending, those that no other beats in bytes and perplexity bold; below it,
-    the form to take and how to make it. `report`: what frontier.json has."""
-    dense = report["dense_perplexity"]
-    lines = [
-        f"# {Path(report['model']).name}: forms tried",
-        "",
-        f"Dense perplexity {dense:.2f}. Bits: values, mask and scales of the linears. MB: all weights as packed.",
-        "",
-        "| form | bits a weight | perplexity | MB | decode tok/s | prefill tok/s |",
-        "|---|---|---|---|---|---|",
+def markdown(report: Mapping[str, Any]) -> str:
+    """Return the table of `report` (what frontier.json has), those forms that no other beats in bytes and perplexity
+    bold; below it, the form to take and how to make it."""
+    lines = [f"# {title(report)}", "", legend(report), "", f"| {' | '.join(HEADINGS)} |", "|---|---|---|---|---|---|"]
+    for name, *figures in rows(report):
+        lines.append(f"| {' | '.join((f'**{name}**' if name in report['frontier'] else name, *figures))} |")
+    return "\n".join([*lines, "", *advice(report, "Bold", "trials/{name}/recipe.toml")]) + "\n"
+
+
+def title(report: Mapping[str, Any]) -> str:
+    """Return whose forms were tried."""
+    return f"{Path(report['model']).name}: forms tried"
+
+
+def legend(report: Mapping[str, Any]) -> str:
+    """Return what the columns are, and what to compare with."""
+    return (
+        f"Dense perplexity {report['dense_perplexity']:.2f}. Bits: values, mask and scales of the linears. MB: all "
+        "weights as packed, embedding and head included."
+    )
+
+
+def rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the cells under `HEADINGS` of every trial, bits ascending."""
+    return [
+        (
+            trial["name"],
+            f"{trial['bits']:.3f}",
+            f"{trial['perplexity']:.2f}",
+            f"{trial['weight_bytes'] / 1e6:.2f}",
+            _rate(trial["decode_tok_s"]),
+            _rate(trial["prefill_tok_s"]),
+        )
+        for trial in sorted(report["trials"], key=lambda trial: (trial["bits"], trial["perplexity"]))
     ]
-    for result in sorted(results, key=lambda result: (result.bits, result.perplexity)):
-        name = f"**{result.name}**" if result.name in report["frontier"] else result.name
-        cells = (f"{result.bits:.3f}", f"{result.perplexity:.2f}", f"{result.weight_bytes / 1e6:.2f}")
-        lines.append(f"| {name} | {' | '.join(cells)} | {_rate(result.decode_tok_s)} | {_rate(result.prefill_tok_s)} |")
-    lines += ["", "Bold: no other form tried has fewer bytes and less perplexity.", _pick(report, results)]
-    return "\n".join([*lines, "`edgeslim compress trials/NAME/recipe.toml -o DIR` makes a form again."]) + "\n"
 
 
-def _pick(report: Mapping[str, Any], results: Sequence[Result]) -> str:
-    """Return the line that names the best form within the budgets asked for, or the smallest that costs little."""
+def advice(report: Mapping[str, Any], mark: str, recipe: str) -> list[str]:
+    """Return lines that say which forms have the `mark`, which one is best, and how to make it; `recipe` is where the
+    recipe of the form {name} lies."""
+    named = report["best"]
+    recipe = recipe.format(name=named or "NAME")
+    return [
+        f"{mark}: no other form tried has fewer bytes and less perplexity.",
+        f"{_asked(report)}: {named or 'none'}.",
+        f"`edgeslim compress {recipe} -o DIR` makes {'it' if named else 'a form'} again.",
+    ]
+
+
+def _asked(report: Mapping[str, Any]) -> str:
+    """Return what the best form is best at."""
     limits = report["recipe"]
     asked = [
         f"at most {limits['max_bytes'] / 1e6:.2f} MB" if limits["max_bytes"] else "",
         f"at least {limits['min_tok_s']:g} tokens a second" if limits["min_tok_s"] else "",
     ]
     if any(asked):
-        return f"Best with {' and '.join(filter(None, asked))}: {report['best'] or 'none of those tried'}."
-    close = [result for result in results if result.perplexity <= (1 + _LITTLE) * report["dense_perplexity"]]
-    smallest = min((result.weight_bytes, result.name) for result in close)[1] if close else "none of those tried"
-    return f"Smallest within {_LITTLE:.0%} of the dense perplexity: {smallest}."
+        return f"Best with {' and '.join(filter(None, asked))}"
+    return f"Smallest within {LITTLE:.0%} of the dense perplexity"
 
 
 def plot(path: Path, model: str, dense: float, results: Sequence[Result]) -> None:

@@ -12,7 +12,7 @@ import edgeslim
 from edgeslim import api
 from edgeslim.errors import OutputError, RecipeError
 from edgeslim.search.forms import Form, parse_range
-from edgeslim.search.trials import Result, best, undominated
+from edgeslim.search.trials import Result, best, budgets, undominated
 
 WORDS = "once upon a time there was a small model that lived on a device with two cores and read every line "
 
@@ -30,6 +30,13 @@ def test_forms_say_their_bits() -> None:
 def test_a_range_of_bits_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(RecipeError, match=f"got '{text}'"):
         parse_range(text)
+
+
+def test_budgets_are_far_apart_where_little_is_to_gain_and_none_is_outside_the_range() -> None:
+    assert budgets(2.2, 4.5) == [2.25, 2.5, 2.75, 3.0, 3.25, 3.75, 4.25]
+    assert budgets(3.0, 8.25)[-3:] == [7.25, 7.75, 8.25]
+    assert budgets(2.6, 2.7) == [2.7]  # a range narrower than a step is still asked for
+    assert budgets(3.0, 2.9) == []
 
 
 def _result(name: str, size: int, perplexity: float, speed: float | None = None) -> Result:
@@ -52,11 +59,18 @@ def test_the_best_is_within_the_budgets_and_the_front_is_what_nothing_beats() ->
         _result("d", 40, 6.0, 20),
     ]
     assert [result.name for result in undominated(results)] == ["a", "b", "d"]
-    chosen = best(results, max_bytes=35, min_tok_s=None)
+    chosen = best(results, 6.0, max_bytes=35, min_tok_s=None)
     assert chosen is not None and chosen.name == "b"
-    chosen = best(results, max_bytes=None, min_tok_s=45)
+    chosen = best(results, 6.0, max_bytes=None, min_tok_s=45)
     assert chosen is not None and chosen.name == "c"
-    assert best(results, max_bytes=5, min_tok_s=None) is None
+    assert best(results, 6.0, max_bytes=5, min_tok_s=None) is None
+
+
+def test_without_a_budget_the_best_is_the_smallest_that_costs_little() -> None:
+    results = [_result("small", 10, 7.0), _result("close", 20, 6.05), _result("closer", 30, 6.01)]
+    chosen = best(results, 6.0, max_bytes=None, min_tok_s=None)
+    assert chosen is not None and chosen.name == "close"
+    assert best(results[:1], 6.0, max_bytes=None, min_tok_s=None) is None
 
 
 def test_a_killed_frontier_goes_on_and_its_recipes_repeat_its_trials(
@@ -124,7 +138,7 @@ def _ask_again(output: Path, options: dict[str, Any]) -> None:
     """Another budget is answered from the folder; other measurements are not taken from it."""
     report = api.frontier("model", output, **options)
     assert report["best"] is None and len(report["trials"]) == 2
-    assert "Best with at most 0.00 MB: none of those tried." in (output / "frontier.md").read_text()
+    assert "Best with at most 0.00 MB: none." in (output / "frontier.md").read_text()
     report = api.frontier("model", output, **{**options, "max_bytes": None})
     assert "Smallest within 1% of the dense perplexity: " in (output / "frontier.md").read_text()
     assert report == json.loads((output / "frontier.json").read_text())
