@@ -247,18 +247,20 @@ def run(
 
     `load_state` is a file of an earlier run's state: the bare `prompt`, which may be empty, goes on after it.
     `save_state` is the file that the state at the end goes to, `force` replaces one that is there. Engine ``auto`` is
-    then the one that wrote the file, or onnxruntime.
+    then the one that wrote the file, or onnxruntime, or without it the native runtime.
 
     Raises: RecipeError, BundleError, RuntimeUnavailable, OutputError.
     """
     recipe = from_options(RunRecipe, {**options, "prompt": prompt})
     if save_state is not None:
         refuse_existing_file(Path(save_state), force=force)
+    from edgeslim.runtime.config import bundle_file
     from edgeslim.runtime.generate import Sampling, generate, go_on
     from edgeslim.runtime.session import open_session
     from edgeslim.runtime.text import TextCodec
 
     bundle = Path(bundle)
+    bundle_file(bundle)
     codec = TextCodec(bundle)
     if load_state is None:
         tokens = codec.prompt_tokens(recipe.prompt, raw=recipe.raw)
@@ -287,7 +289,9 @@ def _run_engine(engine: str, load_state: StrPath | None, save_state: StrPath | N
     if engine != "auto":
         return engine
     if load_state is None:
-        return "ort"
+        from edgeslim.runtime.engines import is_installed
+
+        return "ort" if is_installed("ort") else "native"
     from edgeslim.runtime.saved_state import state_engine
 
     return state_engine(Path(load_state))

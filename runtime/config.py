@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeslim.errors import BundleError
-from edgeslim.runtime.manifest import ENGINES, GENAI_CONFIG, MANIFEST
+from edgeslim.runtime.manifest import ENGINES, GENAI_CONFIG, GRAPH, MANIFEST
 
 HF_CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -53,6 +53,24 @@ def read_config(bundle: Path) -> RunConfig:
         engines=tuple(manifest.get("engines", ENGINES)),
         providers=manifest.get("providers", {}),
     )
+
+
+def bundle_file(bundle: Path, name: str = GRAPH) -> Path:
+    """Return the path of the file `name` of `bundle`.
+
+    Raises: BundleError when `bundle` is no folder or has no such file; of a checkpoint, what makes a bundle of it.
+    """
+    if not bundle.is_dir():
+        raise BundleError(f"{bundle}: no such bundle folder")
+    path = bundle / name
+    if not path.is_file():
+        exported = "; it is a checkpoint, which `edgeslim export` makes a bundle of" if _is_checkpoint(bundle) else ""
+        raise BundleError(f"{bundle}: not a bundle: it has no {name}{exported}")
+    return path
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / HF_CONFIG).is_file() and not any(folder.glob("*.onnx"))
 
 
 def _eos_ids(*objects: Mapping[str, Any]) -> list[int]:

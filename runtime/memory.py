@@ -6,8 +6,8 @@ from pathlib import Path
 
 import psutil
 
-from edgeslim.errors import BundleError
-from edgeslim.runtime.manifest import DATA, GRAPH, MANIFEST, Manifest
+from edgeslim.runtime.config import bundle_file
+from edgeslim.runtime.manifest import DATA, MANIFEST, Manifest
 
 _PROC_SELF = Path("/proc/self")
 
@@ -72,7 +72,5 @@ def weight_bytes(bundle: Path) -> int:
     """
     if (bundle / MANIFEST).is_file():
         return Manifest.read(bundle).weight_bytes
-    for name in (DATA, GRAPH):
-        if (bundle / name).is_file():
-            return (bundle / name).stat().st_size
-    raise BundleError(f"{bundle}: not a bundle: it has no {GRAPH}")
+    weights = bundle / DATA
+    return (weights if weights.is_file() else bundle_file(bundle)).stat().st_size

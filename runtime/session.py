@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from edgeslim.errors import BundleError, RecipeError, did_you_mean, first_line
 from edgeslim.runtime.bundle_library import BundleLibrary, bundle_library, without_library
-from edgeslim.runtime.config import read_config
+from edgeslim.runtime.config import bundle_file, read_config
 from edgeslim.runtime.engines import ENGINES, Engine, choose_engine, import_engine, is_installed
 from edgeslim.runtime.manifest import GENAI_CONFIG, GRAPH
 from edgeslim.runtime.providers import CPU, available_providers, fallback_warning, has_faster_provider, say
@@ -120,7 +120,7 @@ class OrtSession:
         self.config = read_config(bundle)
         self._ort = import_engine("ort")
         self._bundle = bundle
-        self._graph = _existing(bundle / graph)
+        self._graph = str(bundle_file(bundle, graph))
         self.library = bundle_library(bundle)
         check_threads(threads)
         try:
@@ -286,7 +286,7 @@ class GenaiSession:
                 "use engine 'ort'"
             )
         self._og = import_engine("genai")
-        _existing(bundle / GENAI_CONFIG)
+        bundle_file(bundle, GENAI_CONFIG)
         self.library = _inside_only(bundle_library(bundle))
         check_threads(threads)
         try:
@@ -366,12 +366,6 @@ def check_tokens(tokens: Tokens, batch: int, position: int, limit: int | None, v
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or (vocab_size is not None and high >= vocab_size):
         raise RecipeError(f"token ids must be in [0, {vocab_size}), got {low if low < 0 else high}")
-
-
-def _existing(path: Path) -> str:
-    if not path.is_file():
-        raise BundleError(f"{path.parent}: not a bundle: it has no {path.name}")
-    return str(path)
 
 
 def _load_error(what: str, error: Exception) -> BundleError:
