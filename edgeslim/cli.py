@@ -328,6 +328,9 @@ def export(
         return _print_json(manifest.to_json())
     print(f"{output}: {manifest.weights} weights, {manifest.weight_bytes / 1e6:.1f} MB")
     print(f"lowering {manifest.lowering} ({manifest.reason}); libraries: {', '.join(manifest.libraries) or 'none'}")
+    past = manifest.recipe
+    if weights == "auto" and manifest.weights == "int8" and "prune" in past and "grid" not in past:
+        print("int8, for it was pruned without a grid; with prune --quantize int4:64 or int3:64 it takes fewer bits")
     if "max_abs_error" not in manifest.parity:
         return print(f"not compared with where it came from: {manifest.parity['not_compared']}")
     worst = max(manifest.parity["max_abs_error"].values())

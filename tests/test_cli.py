@@ -41,6 +41,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, pruned: tuple[str, object])
     return output
 
 
+def test_export_says_why_a_pruned_checkpoint_became_int8(
+    tmp_path: Path, pruned: tuple[str, object], model: str
+) -> None:
+    for source, weights, expected in ((pruned[0], "auto", True), (pruned[0], "int8", False), (model, "auto", False)):
+        arguments = ["export", source, "-o", str(tmp_path / "out"), "--force", "--weights", weights]
+        said = RUN.invoke(app, arguments, catch_exceptions=False).stdout
+        assert ("pruned without a grid" in said) == expected
+
+
 def _json(*arguments: str) -> dict[str, object]:
     """Return the one JSON object that a verb prints on stdout."""
     result = RUN.invoke(app, [*arguments, "--json"], catch_exceptions=False)
