@@ -442,9 +442,9 @@ static bool has_pairs(const Packed& w) {
 }
 
 template <int BITS>
-static void few_pairs(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
+static void few_pairs(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles) {
   constexpr int64_t kPairs = BITS == 8 ? 1 : 16;  // of steps, whose products a sum of 16 bits holds
-  for (int64_t tile = first; tile < last; ++tile)
+  for (int64_t tile = tiles.first; tile < tiles.last; ++tile)
     for (int64_t token = 0; token < x.tokens; ++token) {
       const uint8_t *values = w.values + tile_start(w, tile), *masks = tile_masks(w, tile);
       const int8_t* a = x.codes + token * x.stride;
@@ -477,8 +477,8 @@ static void few_pairs(const Packed& w, const Quantized& x, const Output& out, in
 }
 
 template <int BITS, Layout LAYOUT>
-static void few_of(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
-  for (int64_t tile = first; tile < last; ++tile) {
+static void few_of(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles) {
+  for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
     int64_t token = 0;
     for (; token + 3 <= x.tokens; token += 3)
       product<BITS, 3>(w, Reader<BITS, LAYOUT>(w, tile), tile, x, token, out);
@@ -488,9 +488,8 @@ static void few_of(const Packed& w, const Quantized& x, const Output& out, int64
 }
 
 template <int BITS, Layout LAYOUT>
-static void many_of(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last,
-                    uint8_t* scratch) {
-  for (int64_t tile = first; tile < last; ++tile) {
+static void many_of(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles, uint8_t* scratch) {
+  for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
     Reader<BITS, LAYOUT> reader(w, tile);
     for (int64_t step = 0; step < w.steps; ++step) {
       const Column column = reader.next();
@@ -538,20 +537,20 @@ struct Avx2 {
     case Layout::nm: return f<bits, Layout::nm>(__VA_ARGS__);         \
   }
 
-void few(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
+void few(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles) {
   if (has_pairs(w)) {
-    if (w.bits == 8) return few_pairs<8>(w, x, out, first, last);
-    return w.bits == 4 ? few_pairs<4>(w, x, out, first, last) : few_pairs<3>(w, x, out, first, last);
+    if (w.bits == 8) return few_pairs<8>(w, x, out, tiles);
+    return w.bits == 4 ? few_pairs<4>(w, x, out, tiles) : few_pairs<3>(w, x, out, tiles);
   }
-  if (w.bits == 8) EDGESLIM_BY_LAYOUT(few_of, 8, w, x, out, first, last)
-  if (w.bits == 4) EDGESLIM_BY_LAYOUT(few_of, 4, w, x, out, first, last)
-  EDGESLIM_BY_LAYOUT(few_of, 3, w, x, out, first, last)
+  if (w.bits == 8) EDGESLIM_BY_LAYOUT(few_of, 8, w, x, out, tiles)
+  if (w.bits == 4) EDGESLIM_BY_LAYOUT(few_of, 4, w, x, out, tiles)
+  EDGESLIM_BY_LAYOUT(few_of, 3, w, x, out, tiles)
 }
 
-void many(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last, uint8_t* scratch) {
-  if (w.bits == 8) EDGESLIM_BY_LAYOUT(many_of, 8, w, x, out, first, last, scratch)
-  if (w.bits == 4) EDGESLIM_BY_LAYOUT(many_of, 4, w, x, out, first, last, scratch)
-  EDGESLIM_BY_LAYOUT(many_of, 3, w, x, out, first, last, scratch)
+void many(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles, uint8_t* scratch) {
+  if (w.bits == 8) EDGESLIM_BY_LAYOUT(many_of, 8, w, x, out, tiles, scratch)
+  if (w.bits == 4) EDGESLIM_BY_LAYOUT(many_of, 4, w, x, out, tiles, scratch)
+  EDGESLIM_BY_LAYOUT(many_of, 3, w, x, out, tiles, scratch)
 }
 
 bool available() { return cpu().avx2; }

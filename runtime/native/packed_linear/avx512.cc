@@ -132,6 +132,30 @@ static inline __m512i load_codes(const uint8_t* values) {
 // core that waits for memory reads a third less. Addresses beyond the tensors' ends do no harm.
 constexpr int64_t kValuesAhead = 8192, kMasksAhead = 2048;
 
+// Asks for memory ahead of its use: past the end of the tiles at hand for those that come next.
+struct Ahead {
+  const uint8_t *values_end, *masks_end;
+  int64_t values_jump = 0, masks_jump = 0;
+
+  Ahead(const Packed& w, const Tiles& tiles)
+      : values_end(w.values + tile_start(w, tiles.last)),
+        masks_end(w.layout == Layout::dense ? nullptr : tile_masks(w, tiles.last)) {
+    if (tiles.next >= w.tiles) return;
+    values_jump = tile_start(w, tiles.next) - tile_start(w, tiles.last);
+    if (masks_end) masks_jump = tile_masks(w, tiles.next) - masks_end;
+  }
+
+  // The next lines of a stream of values that is read up to `values`, the next of one of masks.
+  template <int64_t BYTES>
+  void ask(const uint8_t* values, const uint8_t* masks) const {
+    const uint8_t* const at = values + kValuesAhead + (values + kValuesAhead >= values_end ? values_jump : 0);
+    for (int64_t line = 0; line < BYTES; line += 64) _mm_prefetch(reinterpret_cast<const char*>(at) + line, _MM_HINT_T0);
+    if (!masks) return;
+    _mm_prefetch(reinterpret_cast<const char*>(masks) + kMasksAhead + (masks + kMasksAhead >= masks_end ? masks_jump : 0),
+                 _MM_HINT_T0);
+  }
+};
+
 // Reads the steps of one tile in order.
 template <int BITS, Layout LAYOUT>
 struct Reader {
@@ -149,11 +173,9 @@ struct Reader {
         zero(_mm512_set1_epi8(char(1 << (BITS - 1)))) {}
 
   // Asks for what four steps will read, later.
-  void ask_ahead() const {
+  void ask(const Ahead& ahead) const {
     constexpr int64_t most = BITS * (LAYOUT == Layout::dense ? 32 : 16);  // bytes; of a mask's positions half are usual
-    for (int64_t line = 0; line < most; line += 64)
-      _mm_prefetch(reinterpret_cast<const char*>(values) + kValuesAhead + line, _MM_HINT_T0);
-    if (LAYOUT != Layout::dense) _mm_prefetch(reinterpret_cast<const char*>(masks) + kMasksAhead, _MM_HINT_T0);
+    ahead.ask<most>(values, masks);
   }
 
   // The next step's stored codes; moves on to the step after it.
@@ -225,9 +247,10 @@ static inline void add_four(R& reader, Four& ahead, const int8_t* a, __m512i* su
 }
 
 template <int BITS, Layout LAYOUT>
-static void few_of(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
+static void few_of(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles) {
+  const Ahead memory(w, tiles);
   const bool fours = w.groups == 1 || w.group_steps() % 4 == 0;  // whether groups end where fours of steps do
-  for (int64_t tile = first; tile < last; ++tile)
+  for (int64_t tile = tiles.first; tile < tiles.last; ++tile)
     for (int64_t token = 0; token < x.tokens; ++token) {
       Reader<BITS, LAYOUT> reader(w, tile);
       const int8_t* a = x.codes + token * x.stride;
@@ -241,7 +264,7 @@ static void few_of(const Packed& w, const Quantized& x, const Output& out, int64
         int64_t steps = w.steps - group * w.group_steps();
         if (steps > w.group_steps()) steps = w.group_steps();
         for (; steps >= 4 && left > 1; steps -= 4, a += 16, --left) {
-          reader.ask_ahead();
+          reader.ask(memory);
           add_four<true>(reader, ahead, a, sums);
         }
         if (steps >= 4 && left == 1) {
@@ -325,9 +348,10 @@ static bool has_pairs(const Packed& w) {
 }
 
 template <int BITS>
-static void few_pairs(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
+static void few_pairs(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles) {
+  const Ahead memory(w, tiles);
   constexpr int64_t bytes = 4 * BITS;  // of a step's values
-  for (int64_t tile = first; tile < last; ++tile)
+  for (int64_t tile = tiles.first; tile < tiles.last; ++tile)
     for (int64_t token = 0; token < x.tokens; ++token) {
       const uint8_t *values = w.values + tile_start(w, tile), *masks = tile_masks(w, tile);
       const int8_t* a = x.codes + token * x.stride;
@@ -337,9 +361,7 @@ static void few_pairs(const Packed& w, const Quantized& x, const Output& out, in
         int64_t steps = w.steps - group * w.group_steps();
         if (steps > w.group_steps()) steps = w.group_steps();
         for (; steps >= 4; steps -= 4, values += 4 * bytes, masks += 32, a += 16) {
-          for (int64_t line = 0; line < 4 * bytes; line += 64)
-            _mm_prefetch(reinterpret_cast<const char*>(values) + kValuesAhead + line, _MM_HINT_T0);
-          _mm_prefetch(reinterpret_cast<const char*>(masks) + kMasksAhead, _MM_HINT_T0);
+          memory.ask<4 * bytes>(values, masks);
           add_pair<BITS>(_mm_loadu_si128(reinterpret_cast<const __m128i*>(masks)), values, a, even);
           add_pair<BITS>(_mm_loadu_si128(reinterpret_cast<const __m128i*>(masks + 16)), values + 2 * bytes, a + 8, odd);
         }
@@ -441,7 +463,9 @@ struct Coming {
   }
 };
 
-// As many sums as registers hold: 24 in all, half of them where groups need a second set.
+// As many tokens as two tiles have registers for: 24 sums in all, half of them where groups need a second set.
+constexpr int kBlockTokens = 12, kGroupBlockTokens = 6;
+
 template <int TILES>
 static void blocks(const Packed& w, const uint8_t* codes, int64_t apart, int64_t tile, const Quantized& x,
                    const Output& out, Coming values, Coming masks) {
@@ -456,36 +480,36 @@ static void blocks(const Packed& w, const uint8_t* codes, int64_t apart, int64_t
 #define EDGESLIM_BLOCK(f, tokens) \
   each(std::integral_constant<int, tokens>{}, [&] { f<TILES, tokens>(w, codes, apart, tile, x, token, out); })
   if (w.groups == 1) {
-    EDGESLIM_BLOCK(block, 12);
+    EDGESLIM_BLOCK(block, kBlockTokens);
+    EDGESLIM_BLOCK(block, 8);
     EDGESLIM_BLOCK(block, 4);
     EDGESLIM_BLOCK(block, 1);
   } else {
-    EDGESLIM_BLOCK(block_of_groups, 6);
+    EDGESLIM_BLOCK(block_of_groups, kGroupBlockTokens);
     EDGESLIM_BLOCK(block_of_groups, 2);
     EDGESLIM_BLOCK(block_of_groups, 1);
   }
 #undef EDGESLIM_BLOCK
 }
 
-// What tiles [tile, tile + 2) of those before `last` take, to be asked for in as many shares as there are blocks.
+// What tiles [tile, tile + 2), if there are such, take, to be asked for in as many shares as there are blocks.
 template <Layout LAYOUT>
-static std::pair<Coming, Coming> coming(const Packed& w, int64_t tile, int64_t last, int64_t tokens) {
-  const int64_t end = tile + 2 < last ? tile + 2 : last;
+static std::pair<Coming, Coming> coming(const Packed& w, int64_t tile, int64_t tokens) {
+  const int64_t end = tile + 2 < w.tiles ? tile + 2 : w.tiles;
   if (tile >= end || tokens == 0) return {};
   const auto shared = [&](const uint8_t* from, const uint8_t* to) {
-    return Coming{from, to, 64 * ceil_div(to - from, 64 * ceil_div(tokens, w.groups == 1 ? 12 : 6))};
+    return Coming{from, to, 64 * ceil_div(to - from, 64 * ceil_div(tokens, w.groups == 1 ? kBlockTokens : kGroupBlockTokens))};
   };
   const Coming values = shared(w.values + tile_start(w, tile), w.values + tile_start(w, end));
   return {values, LAYOUT == Layout::dense ? Coming{} : shared(tile_masks(w, tile), tile_masks(w, end))};
 }
 
 template <int BITS, Layout LAYOUT>
-static void many_of(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last,
-                    uint8_t* scratch) {
+static void many_of(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles, uint8_t* scratch) {
   const bool in_place = LAYOUT == Layout::dense && BITS == 8;
   const int64_t apart = w.steps * kStepPositions;
-  for (int64_t tile = first; tile < last; tile += 2) {
-    const bool pair = tile + 1 < last;
+  for (int64_t tile = tiles.first; tile < tiles.last; tile += 2) {
+    const bool pair = tile + 1 < tiles.last;
     const uint8_t* codes = scratch;
     if (in_place) {
       codes = w.values + tile_start(w, tile);
@@ -493,7 +517,7 @@ static void many_of(const Packed& w, const Quantized& x, const Output& out, int6
       expand_tile<BITS, LAYOUT>(w, tile, scratch);
       if (pair) expand_tile<BITS, LAYOUT>(w, tile + 1, scratch + apart);
     }
-    const auto [values, masks] = coming<LAYOUT>(w, tile + 2, last, x.tokens);
+    const auto [values, masks] = coming<LAYOUT>(w, tile + 2 < tiles.last ? tile + 2 : tiles.next, x.tokens);
     pair ? blocks<2>(w, codes, apart, tile, x, out, values, masks)
          : blocks<1>(w, codes, apart, tile, x, out, values, masks);
   }
@@ -520,20 +544,20 @@ struct Avx512 {
     case Layout::nm: return f<bits, Layout::nm>(__VA_ARGS__);                \
   }
 
-void few(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
+void few(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles) {
   if (has_pairs(w)) {
-    if (w.bits == 8) return few_pairs<8>(w, x, out, first, last);
-    return w.bits == 4 ? few_pairs<4>(w, x, out, first, last) : few_pairs<3>(w, x, out, first, last);
+    if (w.bits == 8) return few_pairs<8>(w, x, out, tiles);
+    return w.bits == 4 ? few_pairs<4>(w, x, out, tiles) : few_pairs<3>(w, x, out, tiles);
   }
-  if (w.bits == 8) EDGESLIM_BY_LAYOUT(few_of, 8, w, x, out, first, last)
-  if (w.bits == 4) EDGESLIM_BY_LAYOUT(few_of, 4, w, x, out, first, last)
-  EDGESLIM_BY_LAYOUT(few_of, 3, w, x, out, first, last)
+  if (w.bits == 8) EDGESLIM_BY_LAYOUT(few_of, 8, w, x, out, tiles)
+  if (w.bits == 4) EDGESLIM_BY_LAYOUT(few_of, 4, w, x, out, tiles)
+  EDGESLIM_BY_LAYOUT(few_of, 3, w, x, out, tiles)
 }
 
-void many(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last, uint8_t* scratch) {
-  if (w.bits == 8) EDGESLIM_BY_LAYOUT(many_of, 8, w, x, out, first, last, scratch)
-  if (w.bits == 4) EDGESLIM_BY_LAYOUT(many_of, 4, w, x, out, first, last, scratch)
-  EDGESLIM_BY_LAYOUT(many_of, 3, w, x, out, first, last, scratch)
+void many(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles, uint8_t* scratch) {
+  if (w.bits == 8) EDGESLIM_BY_LAYOUT(many_of, 8, w, x, out, tiles, scratch)
+  if (w.bits == 4) EDGESLIM_BY_LAYOUT(many_of, 4, w, x, out, tiles, scratch)
+  EDGESLIM_BY_LAYOUT(many_of, 3, w, x, out, tiles, scratch)
 }
 
 bool available() { return cpu().avx512; }

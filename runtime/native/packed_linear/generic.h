@@ -192,10 +192,10 @@ static inline void float_block(const float* weights, int64_t inputs, const float
 }
 
 template <class Isa, class V = typename Isa::Vector>
-static void floats(const Packed& w, const Floats& in, const Output& out, int64_t first, int64_t last, float* scratch) {
+static void floats(const Packed& w, const Floats& in, const Output& out, const Tiles& tiles, float* scratch) {
   float* const sums = scratch + 16 * kFloatChunk;
   constexpr int64_t kChunkSteps = kFloatChunk / kStepInputs;
-  for (int64_t tile = first; tile < last; ++tile) {
+  for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
     const uint8_t* values = w.values + tile_start(w, tile);
     std::memset(sums, 0, sizeof(float) * 16 * in.tokens);
     for (int64_t step = 0; step < w.steps; step += kChunkSteps) {

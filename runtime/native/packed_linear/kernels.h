@@ -48,6 +48,11 @@ struct Prologue {
   float epsilon = 0;
 };
 
+// Tiles [first, last) of a matrix. The thread is likely to go on at tile `next`, if there is one.
+struct Tiles {
+  int64_t first = 0, last = 0, next = 0;
+};
+
 struct Kernels {
   const char* isa;
   bool (*available)();
@@ -55,12 +60,12 @@ struct Kernels {
   void (*prologue)(const Prologue&, int64_t token, int64_t k, int64_t padded, float* t);
   // Codes [padded] and scale of t [k].
   void (*quantize)(const float* t, int64_t k, int64_t padded, int8_t* codes, float* scale);
-  // Tiles [first, last) times every token, masks read anew for each token: for one or few.
-  void (*few)(const Packed&, const Quantized&, const Output&, int64_t first, int64_t last);
+  // Tiles times every token, masks read anew for each token: for one or few.
+  void (*few)(const Packed&, const Quantized&, const Output&, const Tiles&);
   // The same, each tile expanded once into `scratch` [2, steps, 64] and used for every token.
-  void (*many)(const Packed&, const Quantized&, const Output&, int64_t first, int64_t last, uint8_t* scratch);
+  void (*many)(const Packed&, const Quantized&, const Output&, const Tiles&, uint8_t* scratch);
   // The same with float32 activations; `scratch` holds 16 * kFloatChunk floats and 16 floats a token.
-  void (*floats)(const Packed&, const Floats&, const Output&, int64_t first, int64_t last, float* scratch);
+  void (*floats)(const Packed&, const Floats&, const Output&, const Tiles&, float* scratch);
   // Heads [count, head_size] of one position.
   void (*rotate)(const Rotation&, const float* x, int64_t count, float* out);
   // Query rows [first, last) of one head.

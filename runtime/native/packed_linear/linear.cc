@@ -8,9 +8,10 @@
 namespace edgeslim {
 namespace {
 
-constexpr int64_t kTaskBytes = 32 << 10;  // of weights: less is not worth handing to another thread
-constexpr int64_t kMostTasks = 16;        // a few for each thread, so that a slow core takes fewer
-constexpr int64_t kTokensInline = 4;      // so few tokens are quantized by the calling thread
+// What is worth handing to another thread: of weights that are read, of products, of tokens that are quantized.
+constexpr int64_t kTaskBytes = 32 << 10, kTaskProducts = 1 << 20, kTaskTokens = 8;
+constexpr int64_t kMostTasks = 16;    // of one token: a few for each thread, so that a slow core takes fewer
+constexpr int64_t kTokensInline = 4;  // so few tokens are quantized by the calling thread
 
 int64_t bytes_of_tile(const Packed& w) {
   const int64_t masks = w.layout == Layout::dense ? 0 : w.steps * 8;
@@ -18,15 +19,40 @@ int64_t bytes_of_tile(const Packed& w) {
   return masks + w.steps * w.step_bytes;
 }
 
-// Cuts [0, tiles) into pieces of an even number of tiles each.
+// Calls f(tiles) for each of `pieces` pieces of an even number of tiles. Where a thread is likely to go on is told by the
+// piece that it had before, since pools hand out pieces in order from one end or from both.
 template <class F>
-void each_piece(const Packed& w, int64_t most, const Pool& pool, F f) {
+void each_piece(const Packed& w, int64_t pieces, const Pool& pool, F f) {
+  struct Taken {
+    const void* matrix;
+    int64_t piece;
+  };
   const int64_t pairs = ceil_div(w.tiles, 2);
-  const int64_t worth = std::max<int64_t>(1, w.tiles * bytes_of_tile(w) / kTaskBytes);
-  const int64_t pieces = std::min({pairs, worth, most});
+  const auto start = [&](int64_t piece) { return std::min(pairs * piece / pieces * 2, w.tiles); };
   pool.each(pieces, [&](int64_t piece) {
-    const int64_t first = pairs * piece / pieces * 2, last = pairs * (piece + 1) / pieces * 2;
-    f(first, std::min(last, w.tiles));
+    thread_local Taken taken{};
+    const int64_t toward_middle = 2 * piece < pieces ? 1 : -1;
+    const int64_t next = piece + (taken.matrix == w.values ? piece - taken.piece : toward_middle);
+    taken = {w.values, piece};
+    f(Tiles{start(piece), start(piece + 1), next < 0 ? w.tiles : start(std::min(next, pieces))});
+  });
+}
+
+int64_t count_pieces(const Packed& w, int64_t tokens) {
+  const int64_t pairs = ceil_div(w.tiles, 2), bytes = w.tiles * bytes_of_tile(w) / kTaskBytes;
+  if (tokens <= kFew) return std::clamp<int64_t>(bytes, 1, std::min(pairs, kMostTasks));
+  return std::clamp<int64_t>(std::max(bytes, w.n * w.k / std::max<int64_t>(kTaskProducts / tokens, 1)), 1, pairs);
+}
+
+// Calls f for each token before a product.
+template <class F>
+void each_token(int64_t tokens, const Pool& pool, F f) {
+  const auto some = [&](int64_t first, int64_t last) {
+    for (int64_t token = first; token < last; ++token) f(token);
+  };
+  if (tokens <= kTokensInline) return some(0, tokens);
+  pool.each(ceil_div(tokens, kTaskTokens), [&](int64_t piece) {
+    some(piece * kTaskTokens, std::min((piece + 1) * kTaskTokens, tokens));
   });
 }
 
@@ -57,21 +83,18 @@ bool run_int8(const Packed& w, const Kernels& kernels, const Prologue& in, int64
     kernels.quantize(t, w.k, stride, codes + token * stride, scale + token);
     sum_groups(w, codes + token * stride, sums + token * w.groups);
   };
-  if (tokens <= kTokensInline)
-    for (int64_t token = 0; token < tokens; ++token) quantize(token);
-  else
-    pool.each(tokens, quantize);
+  each_token(tokens, pool, quantize);
   if (!enough) return false;
   const Quantized x{codes, sums, scale, tokens, stride};
   if (tokens <= kFew) {
-    each_piece(w, kMostTasks, pool, [&](int64_t first, int64_t last) { kernels.few(w, x, out, first, last); });
+    each_piece(w, count_pieces(w, tokens), pool, [&](const Tiles& tiles) { kernels.few(w, x, out, tiles); });
     return true;
   }
-  each_piece(w, w.tiles, pool, [&](int64_t first, int64_t last) {
+  each_piece(w, count_pieces(w, tokens), pool, [&](const Tiles& tiles) {
     thread_local Buffer memory;
     uint8_t* scratch = memory.of<uint8_t>(2 * w.steps * kStepPositions);
     if (!scratch) return enough.store(false);
-    kernels.many(w, x, out, first, last, scratch);
+    kernels.many(w, x, out, tiles, scratch);
   });
   return enough;
 }
@@ -82,17 +105,13 @@ bool run_single(const Packed& w, const Kernels& kernels, const Prologue& in, int
   const int64_t stride = w.steps * kStepInputs;
   float* t = float_memory.of<float>(tokens * stride);
   if (!t) return false;
-  const auto prepare = [&](int64_t token) { kernels.prologue(in, token, w.k, stride, t + token * stride); };
-  if (tokens <= kTokensInline)
-    for (int64_t token = 0; token < tokens; ++token) prepare(token);
-  else
-    pool.each(tokens, prepare);
+  each_token(tokens, pool, [&](int64_t token) { kernels.prologue(in, token, w.k, stride, t + token * stride); });
   std::atomic<bool> enough{true};
-  each_piece(w, tokens <= kFew ? kMostTasks : w.tiles, pool, [&](int64_t first, int64_t last) {
+  each_piece(w, count_pieces(w, tokens), pool, [&](const Tiles& tiles) {
     thread_local Buffer memory;
     float* scratch = memory.of<float>(kTileRows * (kFloatChunk + tokens));
     if (!scratch) return enough.store(false);
-    kernels.floats(w, {t, tokens, stride}, out, first, last, scratch);
+    kernels.floats(w, {t, tokens, stride}, out, tiles, scratch);
   });
   return enough;
 }

@@ -355,9 +355,9 @@ static void product(const Packed& w, Columns columns, int64_t tile, const Quanti
 }
 
 template <int BITS, Layout LAYOUT>
-static void few_of(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
+static void few_of(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles) {
   using Columns = Reader<BITS, LAYOUT>;
-  for (int64_t tile = first; tile < last; ++tile) {
+  for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
     int64_t token = 0;
     for (; token + 3 <= x.tokens; token += 3) product<3>(w, Columns(w, tile), tile, x, token, out);
     if (x.tokens - token == 2) product<2>(w, Columns(w, tile), tile, x, token, out);
@@ -366,9 +366,8 @@ static void few_of(const Packed& w, const Quantized& x, const Output& out, int64
 }
 
 template <int BITS, Layout LAYOUT>
-static void many_of(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last,
-                    uint8_t* scratch) {
-  for (int64_t tile = first; tile < last; ++tile) {
+static void many_of(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles, uint8_t* scratch) {
+  for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
     Reader<BITS, LAYOUT> reader(w, tile);
     for (int64_t step = 0; step < w.steps; ++step) reader.next().store(scratch + kStepPositions * step);
     int64_t token = 0;  // sums of five tokens, a column and an input fill 25 of 32 registers
@@ -409,16 +408,16 @@ struct Neon {
     case Layout::nm: return f<bits, Layout::nm>(__VA_ARGS__);         \
   }
 
-void few(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
-  if (w.bits == 8) EDGESLIM_BY_LAYOUT(few_of, 8, w, x, out, first, last)
-  if (w.bits == 4) EDGESLIM_BY_LAYOUT(few_of, 4, w, x, out, first, last)
-  EDGESLIM_BY_LAYOUT(few_of, 3, w, x, out, first, last)
+void few(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles) {
+  if (w.bits == 8) EDGESLIM_BY_LAYOUT(few_of, 8, w, x, out, tiles)
+  if (w.bits == 4) EDGESLIM_BY_LAYOUT(few_of, 4, w, x, out, tiles)
+  EDGESLIM_BY_LAYOUT(few_of, 3, w, x, out, tiles)
 }
 
-void many(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last, uint8_t* scratch) {
-  if (w.bits == 8) EDGESLIM_BY_LAYOUT(many_of, 8, w, x, out, first, last, scratch)
-  if (w.bits == 4) EDGESLIM_BY_LAYOUT(many_of, 4, w, x, out, first, last, scratch)
-  EDGESLIM_BY_LAYOUT(many_of, 3, w, x, out, first, last, scratch)
+void many(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles, uint8_t* scratch) {
+  if (w.bits == 8) EDGESLIM_BY_LAYOUT(many_of, 8, w, x, out, tiles, scratch)
+  if (w.bits == 4) EDGESLIM_BY_LAYOUT(many_of, 4, w, x, out, tiles, scratch)
+  EDGESLIM_BY_LAYOUT(many_of, 3, w, x, out, tiles, scratch)
 }
 
 bool available() { return cpu().neon_dot; }

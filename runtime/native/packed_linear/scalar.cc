@@ -99,10 +99,10 @@ struct Scalar {
   }
 };
 
-void few(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last) {
+void few(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles) {
   for (int64_t token = 0; token < x.tokens; ++token) {
     const int8_t* a = x.codes + token * x.stride;
-    for (int64_t tile = first; tile < last; ++tile) {
+    for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
       const uint8_t* values = w.values + tile_start(w, tile);
       Sixteen total = Sixteen::set(0);
       for (int64_t group = 0; group < w.groups; ++group) {
@@ -121,8 +121,8 @@ void few(const Packed& w, const Quantized& x, const Output& out, int64_t first, 
   }
 }
 
-void many(const Packed& w, const Quantized& x, const Output& out, int64_t first, int64_t last, uint8_t*) {
-  few(w, x, out, first, last);
+void many(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles, uint8_t*) {
+  few(w, x, out, tiles);
 }
 
 bool always() { return true; }
