@@ -25,6 +25,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 _OTHER_PREFIXES = ("model.", "backbone.")
 """How base models are called in files, where transformers calls them otherwise today."""
+_MAMBA_TOKENIZER = " (state-spaces/mamba-* were trained with that of EleutherAI/gpt-neox-20b)"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Checkpoint:
         from transformers import AutoConfig
 
         try:
-            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+            with quiet_transformers():
+                config = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
             if getattr(config, "rescale_prenorm_residual", False):
                 # It concerns fresh weights alone, but transformers 5.23 also divides loaded output projections by it.
                 config.rescale_prenorm_residual = False
@@ -79,9 +81,15 @@ class Checkpoint:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+            with quiet_transformers():
+                tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
         except (ValueError, KeyError, OSError) as fault:
             raise CheckpointError(f"{self.folder}: no usable tokenizer: {first_line(fault)}") from None
+        if not tokenizer("text", add_special_tokens=False)["input_ids"]:
+            # transformers makes an empty one where a family's files are missing; state-spaces/mamba-* have none.
+            hint = _MAMBA_TOKENIZER if self.config.model_type in ("mamba", "mamba2") else ""
+            raise CheckpointError(f"{self.folder}: no tokenizer; expected tokenizer.json beside config.json{hint}")
+        return tokenizer
 
     def load(self, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
         """Return the whole model in evaluation mode."""

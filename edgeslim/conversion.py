@@ -7,6 +7,8 @@ bit by bit. Pickles are read with torch's `weights_only`, which runs no code, an
 import hashlib
 import json
 import os
+import pickle
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +23,7 @@ from edgeslim.output import new_folder
 
 WEIGHTS = "model.safetensors"
 _SUFFIXES = {".json", ".txt", ".model", ".jinja"}
+_INDEX = [".index", ".json"]  # suffixes of the list of weight files
 _HEAD, _EMBEDDING = "lm_head.weight", "backbone.embeddings.weight"
 
 
@@ -73,8 +76,14 @@ def _weight_files(folder: Path, *, pickled: bool, allow_pickle: bool) -> list[Pa
 
 
 def _digest(folder: Path, files: list[Path]) -> str:
-    facts = [(str(folder.resolve()),), *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(files))]
+    files = sorted({*files, *_companions(folder)})
+    facts = [(str(folder.resolve()),), *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
     return hashlib.sha256(json.dumps([*facts, _read_config(folder)]).encode()).hexdigest()[:16]
+
+
+def _companions(folder: Path) -> list[Path]:
+    """Return the files beside the weights that go along: tokenizer, configurations, chat template."""
+    return [f for f in folder.iterdir() if f.is_file() and f.suffix in _SUFFIXES and f.suffixes[-2:] != _INDEX]
 
 
 def _convert(folder: Path, files: list[Path], config: Mapping[str, Any], target: Path, *, foreign: bool) -> None:
@@ -87,9 +96,8 @@ def _convert(folder: Path, files: list[Path], config: Mapping[str, Any], target:
         _check_sizes(tensors, new, folder)
         new["dtype"] = str(tensors[_EMBEDDING].dtype).removeprefix("torch.")
     with new_folder(target, force=True) as place:
-        for file in folder.iterdir():
-            if file.is_file() and file.suffix in _SUFFIXES and not file.name.endswith(".index.json"):
-                shutil.copyfile(file, place / file.name)
+        for file in _companions(folder):
+            shutil.copyfile(file, place / file.name)
         save_file(_apart(tensors), place / WEIGHTS, {"format": "pt"})
         (place / "config.json").write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
 
@@ -106,11 +114,19 @@ def _read_all(files: list[Path]) -> dict[str, Tensor]:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except Exception as fault:  # pickle, zip and torch raise errors of many kinds for a damaged or hostile file
-            raise CheckpointError(f"{file}: not a file of weights alone: {first_line(fault)}") from None
+            raise CheckpointError(f"{file}: not a file of weights alone: {_reason(fault)}") from None
         if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
             raise CheckpointError(f"{file}: expected names and tensors, found {type(content).__name__}")
         tensors.update(content)
     return tensors
+
+
+def _reason(fault: Exception) -> str:
+    """Return what is wrong with a file of weights; torch's own words advise to run the code in it."""
+    if isinstance(fault, pickle.UnpicklingError):
+        asked = re.search(r"GLOBAL (\S+)", str(fault))
+        return f"it would call {asked[1]}" if asked else "a damaged pickle, or one that calls functions"
+    return first_line(fault)
 
 
 def _drop_tied_head(tensors: dict[str, Tensor], config: Mapping[str, Any], folder: Path) -> None:

@@ -28,6 +28,7 @@ from edgeslim.errors import ExportError, did_you_mean
 from edgeslim.exporters.passes import run_passes
 from edgeslim.exporters.passes.sliding_windows import SlidingWindows
 from edgeslim.exporters.ssm import MODELS, CausalLM
+from edgeslim.tensorfile import read_entries
 
 _LIBRARY_FAMILIES = (
     "gemma2",
@@ -92,6 +93,8 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
 def check_family(config: dict[str, Any], checkpoint: Path) -> None:
     """Raise ExportError unless `config` is of a family in `FAMILIES`, in the plain form that was compared."""
     found = config.get("model_type")
+    if found is None:
+        raise ExportError(f"{checkpoint}: config.json names no model_type; expected a Hugging Face checkpoint")
     if found not in FAMILIES:
         hint = did_you_mean(str(found), FAMILIES)
         listing = "" if "expected one of" in hint else f"; supported are {', '.join(FAMILIES)}"
@@ -176,8 +179,12 @@ def _apply_weights(model: ir.Model, module: Any, checkpoint: Path) -> None:
 
 
 def _mapped_tensors(checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, tensor) of every tensor in the checkpoint's safetensors files, memory-mapped, nothing read."""
+    """Yield (name, tensor) of every tensor in the checkpoint's safetensors files, memory-mapped, nothing read.
+
+    Raises: CheckpointError for a damaged file.
+    """
     for path in _weight_files(checkpoint):
+        read_entries(path)  # says what is wrong with a damaged file
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  # the handle is no mapping
                 yield name, file.get_tensor(name)

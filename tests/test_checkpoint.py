@@ -73,6 +73,12 @@ def test_an_unknown_model_type_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_checkpoint_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(save_tiny(tmp_path, "gpt_neox", tokenizer=False))
+    with pytest.raises(CheckpointError, match=r"no tokenizer; expected tokenizer\.json beside config\.json$"):
+        checkpoint.tokenizer()
+
+
 def test_a_config_that_disagrees_with_the_weights_is_named(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path, "llama", tokenizer=False)
     config = json.loads((folder / "config.json").read_text())

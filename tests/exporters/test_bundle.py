@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from families import VOCAB, add_config, save_tiny
 
-from edgeslim.errors import BundleError, ExportError, OutputError, ParityError
+from edgeslim.errors import BundleError, CheckpointError, ExportError, OutputError, ParityError
 from edgeslim.exporters import export_checkpoint
 from edgeslim.exporters.layers import layer_name
 from edgeslim.exporters.parity import sample_tokens
@@ -232,6 +232,24 @@ def test_every_end_of_text_token_is_listed(tmp_path: Path) -> None:
 
     assert model["eos_token_id"] == [2, 7]
     assert model["context_length"] == 256
+
+
+def test_a_truncated_weight_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    checkpoint = save_tiny(tmp_path / "checkpoint", "llama")
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: tensor '\S+' reaches beyond the file's end"):
+        export_checkpoint(checkpoint, empty(tmp_path / "bundle"))
+
+
+def test_a_config_without_a_model_type_is_refused(tmp_path: Path) -> None:
+    checkpoint = save_tiny(tmp_path / "checkpoint", "llama")
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "model_type"}))
+
+    with pytest.raises(ExportError, match=r"config\.json names no model_type"):
+        export_checkpoint(checkpoint, empty(tmp_path / "bundle"))
 
 
 @pytest.mark.parametrize(
