@@ -49,7 +49,9 @@ def print_repeated(found: "Repeated", bundle: str) -> None:
 
     title = f"{bundle}: {len(found.profiles)} profiles on {found.profiles[0].device}"
     table = Table(title=title, title_justify="left")
-    headings = "decode tok/s,prefill tok/s,runs,others' cores,steal,core GB/s,memory GB/s,°C"
+    headings = (
+        "decode tok/s,prefill tok/s,runs,left out,waited,others' cores,steal,core GB/s,products G/s,memory GB/s,°C"
+    )
     for heading in headings.split(","):
         table.add_column(heading, justify="right")
     for profile, now in zip(found.profiles, found.conditions, strict=True):
@@ -57,16 +59,23 @@ def print_repeated(found: "Repeated", bundle: str) -> None:
             f"{profile.decode_tok_s_p50:,.1f}",
             f"{profile.prefill_tok_s_p50:,.0f}",
             str(profile.repeats),
+            str(now.left_out),
+            _measured("{:.1%}", None if now.waited is None else max(now.waited.values())),
             f"{now.programs:.2f}",
             f"{now.stolen:.2f}",
             f"{now.core_gb_per_s:.2f}",
-            "not measured" if now.memory_gb_per_s is None else f"{now.memory_gb_per_s:.1f}",
-            "not measured" if now.temperature_c is None else f"{now.temperature_c:.0f}",
+            _measured("{:.0f}", now.products_g_per_s),
+            _measured("{:.1f}", now.memory_gb_per_s),
+            _measured("{:.0f}", now.temperature_c),
         )
     console = _wide_console()
     console.print(table)
     spreads = ", ".join(f"{key.removesuffix('_tok_s_p50')} {value:.1%}" for key, value in found.spread.items())
     console.print(f"largest over smallest: {spreads}; at most {found.limit:.0%} is steady", highlight=False)
+
+
+def _measured(form: str, value: float | None) -> str:
+    return "not measured" if value is None else form.format(value)
 
 
 def print_comparison(report: Mapping[str, Any], output: Path) -> None:

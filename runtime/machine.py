@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,11 +100,13 @@ class LoadWatch:
 
     def __init__(self) -> None:
         self._cpus = usable_cpus()
-        self._from = self._now()
+        self._from = cpu_seconds(self._cpus)
 
     def read(self) -> Load:
         """Return the load since this watch was made."""
-        wall, busy, own, stolen = (after - before for after, before in zip(self._now(), self._from, strict=True))
+        wall, busy, own, stolen = (
+            after - before for after, before in zip(cpu_seconds(self._cpus), self._from, strict=True)
+        )
         wall = max(wall, 1e-9)
         return Load(
             seconds=wall,
@@ -113,12 +116,13 @@ class LoadWatch:
             stolen=max(0.0, stolen / wall),
         )
 
-    def _now(self) -> tuple[float, float, float, float]:
-        """Return seconds: of the clock, of our CPUs being busy, of this process running, of CPUs taken from us."""
-        times = [t for number, t in enumerate(psutil.cpu_times(percpu=True)) if number in self._cpus]
-        busy = sum(getattr(t, kind, 0.0) for t in times for kind in _BUSY)
-        stolen = sum(getattr(t, "steal", 0.0) for t in times)
-        return time.perf_counter(), busy, time.process_time(), stolen
+
+def cpu_seconds(cpus: Collection[int]) -> tuple[float, float, float, float]:
+    """Return seconds: of the clock, of `cpus` being busy, of this process running, of `cpus` taken by a hypervisor."""
+    times = [t for number, t in enumerate(psutil.cpu_times(percpu=True)) if number in cpus]
+    busy = sum(getattr(t, kind, 0.0) for t in times for kind in _BUSY)
+    stolen = sum(getattr(t, "steal", 0.0) for t in times)
+    return time.perf_counter(), busy, time.process_time(), stolen
 
 
 def probe_load(seconds: float = 0.3) -> Load:

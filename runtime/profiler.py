@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -20,6 +21,7 @@ from edgeslim.runtime.engines import require_engine
 from edgeslim.runtime.memory import bundle_bytes, weight_bytes
 from edgeslim.runtime.sampling import FileSampler, LineSampler, local_plan
 from edgeslim.runtime.session import best_engine
+from edgeslim.runtime.settling import Settling
 
 MARK = "edgeslim-profiler: "  # begins the worker's lines; an engine may print others
 
@@ -97,13 +99,13 @@ def profile_bundle(
     engine: Literal["auto", "genai", "ort", "native"] = "auto",
     repeats: int = 5,
     warmup: int = 1,
-    settle: bool = False,
+    settling: Callable[[int], Settling] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Profile:
     """Return the profile of `bundle` with random tokens, which end at no EOS; a busy machine is said on stderr.
 
-    `threads` None takes the physical cores; with `settle` the machine is warmed up until two runs are alike, and
-    `repeats` go on until the medians are known (`edgeslim.runtime.steadiness`): the profile says how many there were;
+    `threads` None takes the physical cores. `settling`, called with the number of threads once the model is loaded,
+    makes what decides after every run whether there are more and which count; the profile then says how many did.
     `on_progress` is called with the runs done and their number at most.
     Raises: RecipeError, BundleError, RuntimeUnavailable; EdgeslimError when the measuring process dies.
     """
@@ -121,12 +123,12 @@ def profile_bundle(
         "engine": engine,
         "repeats": repeats,
         "warmup": warmup,
-        "settle": settle,
+        "settle": settling is not None,
     }
     before = machine.busy_warning(machine.probe_load(), "before the run")
     plan, command = local_plan()
     with FileSampler(plan.paths) as files, LineSampler(TEGRASTATS, command) as lines:
-        measured = _measure(job, on_progress or (lambda done, total: None))
+        measured = _measure(job, settling, on_progress or (lambda done, total: None))
     load = machine.Load(**measured.pop("load"))
     readings = read_sensors(plan, measured.pop("phases"), [*files.samples, *lines.samples])
     during = machine.busy_warning(load, "during the run")
@@ -162,21 +164,38 @@ def _check(**limits: tuple[int, int]) -> None:
             raise RecipeError(f"{name} must be at least {least}, got {value}")
 
 
-def _measure(job: dict[str, Any], on_progress: Callable[[int, int], None]) -> dict[str, Any]:
+def _measure(
+    job: dict[str, Any], settling: Callable[[int], Settling] | None, on_progress: Callable[[int, int], None]
+) -> dict[str, Any]:
     """Return what the worker process measured for `job`."""
     command = [sys.executable, "-P", "-m", "edgeslim.runtime.profiler_worker", json.dumps(job)]
+    pipe = subprocess.PIPE
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
-        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=_environment(), encoding="utf-8")
+        worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, env=_environment(), encoding="utf-8")
         with worker:
-            assert worker.stdout is not None
+            assert worker.stdin is not None and worker.stdout is not None
+            decides = None
             for message in _messages(worker.stdout):
                 if "progress" in message:
                     on_progress(*message["progress"])
                 elif "error" in message:
                     raise _as_error(**message["error"])
-                else:
+                elif "result" in message:
                     return dict(message["result"])
+                elif "ready" in message and settling is not None:
+                    decides = settling(job["threads"])
+                    _answer(worker.stdin, {})
+                elif decides is not None:
+                    answer = decides.answer(message["run"])
+                    on_progress(decides.total if answer else decides.done, decides.total)
+                    _answer(worker.stdin, answer)
         raise EdgeslimError(f"the measuring process ended with status {worker.returncode}: {_last_line(stderr)}")
+
+
+def _answer(worker: IO[str], answer: dict[str, Any]) -> None:
+    with suppress(BrokenPipeError):  # it died, which its status says
+        worker.write(json.dumps(answer) + "\n")
+        worker.flush()
 
 
 def _messages(lines: IO[str]) -> Iterator[dict[str, Any]]:

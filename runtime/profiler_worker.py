@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from edgeslim.errors import BundleError, EdgeslimError, RecipeError
 from edgeslim.runtime import machine
 from edgeslim.runtime.bundle_library import BODIES
+from edgeslim.runtime.conditions import waited_seconds
 from edgeslim.runtime.config import read_config
 from edgeslim.runtime.energy import EnergyMeter, cpu_temperature
 from edgeslim.runtime.engines import engine_version, import_engine
 from edgeslim.runtime.library import KernelLibrary
-from edgeslim.runtime.machine import LoadWatch
+from edgeslim.runtime.machine import Load, LoadWatch
 from edgeslim.runtime.memory import current_pss, current_rss, peak_rss, reset_peak
 from edgeslim.runtime.native_session import NativeSession
 from edgeslim.runtime.profiler import MARK
 from edgeslim.runtime.providers import CPU, describe_placement, placement_warning
 from edgeslim.runtime.session import GenaiSession, OrtSession, Session, Tokens, open_session
-from edgeslim.runtime.steadiness import MOST_REPEATS, MOST_WARMUP, is_known, is_warm
 
 SEED = 0
 
@@ -31,12 +32,15 @@ SEED = 0
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """The times of one generation, in seconds: until the first token, of the prompt alone, of each later token; and on
-    the machine's clock where the prompt began, where decoding did, and where it ended."""
+    the machine's clock where the prompt began, where decoding did, and where it ended; the seconds for which threads
+    were ready without a CPU in each phase, and the joules of decoding, None where nothing counts them."""
 
     first: float
     prefill: float
     steps: list[float]
     at: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    waited: dict[str, float] | None = None
+    joules: float | None = None
 
 
 def main(argument: str) -> None:
@@ -65,25 +69,11 @@ def measure(
     session = open_session(Path(bundle), engine, threads, max_length=_room(Path(bundle), prompt_tokens + new_tokens))
     load_s = time.perf_counter() - started
     prompt = random_prompt(_vocab_size(Path(bundle)), prompt_tokens)
-    more = (MOST_WARMUP * bool(warmup), MOST_REPEATS) if settle else (0, 1)
-    total = warmup + more[0] + repeats * more[1]
-    meter, done = EnergyMeter(), 0
-
-    def run(into: list[Run]) -> None:
-        nonlocal done
-        into.append(run_once(session, prompt, new_tokens, meter))
-        done += 1
-        report(progress=[done, total])
-
-    before: list[Run] = []
-    while len(before) < warmup or (len(before) < warmup + more[0] and not is_warm(_rates(before)[0])):
-        run(before)
-    watch, meter, runs = LoadWatch(), EnergyMeter(), list[Run]()
-    while len(runs) < repeats or (len(runs) < repeats * more[1] and not all(map(is_known, _rates(runs)))):
-        run(runs)
-    if done < total:
-        report(progress=[total, total])
-    peak, pss, load = peak_rss(), current_pss(), asdict(watch.read())
+    if settle:
+        before, runs, load = measure_settled(session, prompt, new_tokens, threads)
+    else:
+        before, runs, load = measure_some(session, prompt, new_tokens, repeats, warmup)
+    peak, pss = peak_rss(), current_pss()
     placed = placed_nodes(session, Path(bundle), threads)
     return {
         "engine": engine_version(engine),
@@ -94,16 +84,72 @@ def measure(
         **summarise(runs, prompt_tokens),
         "cold_ttft_ms": [*before, *runs][0].first * 1e3,
         "cold_decode_ms": _percentile([s * 1e3 for s in [*before, *runs][0].steps], 50),
-        "energy_j_per_token": _per_token(meter.joules(), len(runs) * (new_tokens - 1)),
+        "energy_j_per_token": _per_token(runs, new_tokens - 1),
         "temperature_c": cpu_temperature(),
         "governor": machine.governor(),
         "phases": phases(runs),
         "base_rss_bytes": base,
         "peak_rss_bytes": peak,
         "pss_bytes": pss,
-        "load": load,
+        "load": asdict(load),
         "remarks": remarks(session, placed),
     }
+
+
+def measure_some(
+    session: Session, prompt: Tokens, new_tokens: int, repeats: int, warmup: int
+) -> tuple[list[Run], list[Run], Load]:
+    """Return `warmup` runs, `repeats` counted ones, and the load of the machine during the latter."""
+    runs, watch = list[Run](), LoadWatch()
+    for number in range(warmup + repeats):
+        if number == warmup:
+            watch = LoadWatch()
+        runs.append(run_once(session, prompt, new_tokens, EnergyMeter()))
+        report(progress=[number + 1, warmup + repeats])
+    return runs[:warmup], runs[warmup:], watch.read()
+
+
+def measure_settled(
+    session: Session, prompt: Tokens, new_tokens: int, threads: int
+) -> tuple[list[Run], list[Run], Load]:
+    """Return warm-up runs, counted runs, and the load during the latter; the parent, which measures the machine between
+    runs, says which are which (`edgeslim.runtime.settling`)."""
+    runs, windows, cpus = list[Run](), list[tuple[float, ...]](), machine.usable_cpus()
+    reply = ask(ready=True)
+    while "counted" not in reply:
+        session.reset()
+        session.feed(prompt[:, :1])  # the caches hold again what they did before the parent's micro-runs
+        begin = machine.cpu_seconds(cpus)
+        runs.append(run_once(session, prompt, new_tokens, EnergyMeter()))
+        window = tuple(after - before for after, before in zip(machine.cpu_seconds(cpus), begin, strict=True))
+        windows.append(window)
+        reply = ask(run=told(runs[-1], window, threads))
+    counted = reply["counted"]
+    wall, busy, own, stolen = (sum(windows[n][each] for n in counted) for each in range(4))
+    load = Load(
+        seconds=wall,
+        others=max(0.0, (busy - own) / wall),
+        load_1min=psutil.getloadavg()[0],
+        cores=len(cpus),
+        stolen=stolen / wall,
+    )
+    return runs[: reply["warmup"]], [runs[n] for n in counted], load
+
+
+def told(run: Run, window: tuple[float, ...], threads: int) -> dict[str, Any]:
+    """Return what the parent is told of a run, during which `window` seconds went by: of the clock, of busy CPUs, of
+    this process, of CPUs withheld."""
+    times = {"prefill": run.prefill, "decode": sum(run.steps), "steps": len(run.steps), "waited": run.waited}
+    return {**times, "threads": threads, **dict(zip(("wall", "busy", "own", "stolen"), window, strict=True))}
+
+
+def ask(**message: Any) -> dict[str, Any]:
+    """Print one marked line for the parent and return its answer."""
+    report(**message)
+    line = sys.stdin.readline()
+    if not line:
+        raise EdgeslimError("the process that asked for this profile is gone")
+    return dict(json.loads(line))
 
 
 def placed_nodes(session: Session, bundle: Path, threads: int) -> dict[str, int]:
@@ -131,22 +177,34 @@ def _isa(session: OrtSession | GenaiSession | NativeSession) -> str:
 
 def run_once(session: Session, prompt: Tokens, new_tokens: int, meter: EnergyMeter) -> Run:
     """Return the times of greedy generation of `new_tokens` after `prompt` [1, T]; no token ends it."""
+    waited = [waited_seconds()]
     begin = time.perf_counter()
     session.reset()
     ready = time.perf_counter()
     token = session.feed(prompt).argmax()
     first = time.perf_counter()
+    waited.append(waited_seconds())
     meter.start()
     decoding = time.perf_counter()
     steps = list(_timed_steps(session, int(token), new_tokens - 1))
     ended = time.perf_counter()
     meter.stop()
-    return Run(first=first - begin, prefill=first - ready, steps=steps, at=(ready, decoding, ended))
+    waited.append(waited_seconds())
+    return Run(
+        first=first - begin,
+        prefill=first - ready,
+        steps=steps,
+        at=(ready, decoding, ended),
+        waited=_waited(*waited),
+        joules=meter.joules(),
+    )
 
 
-def _rates(runs: list[Run]) -> tuple[list[float], list[float]]:
-    """Return how many steps a second each run decoded, and how many prompts a second it would have taken."""
-    return [len(run.steps) / sum(run.steps) for run in runs], [1 / run.prefill for run in runs]
+def _waited(before: float | None, between: float | None, after: float | None) -> dict[str, float] | None:
+    """Return the seconds waited in each phase; a thread that ended takes its own away."""
+    if before is None or between is None or after is None:
+        return None
+    return {"prefill": max(0.0, between - before), "decode": max(0.0, after - between)}
 
 
 def _timed_steps(session: Session, token: int, count: int) -> Iterator[float]:
@@ -193,8 +251,10 @@ def _percentile(values: list[float], percent: int) -> float:
     return float(np.percentile(values, percent))
 
 
-def _per_token(joules: float | None, tokens: int) -> float | None:
-    return None if joules is None else joules / tokens
+def _per_token(runs: list[Run], tokens: int) -> float | None:
+    """Return the joules of one of the `tokens` that each of `runs` decoded, None where nothing counts them."""
+    joules = [run.joules for run in runs if run.joules is not None]
+    return sum(joules) / (len(joules) * tokens) if joules else None
 
 
 def _vocab_size(bundle: Path) -> int:
