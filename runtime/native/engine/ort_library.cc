@@ -1,10 +1,7 @@
 #include "engine/ort_library.h"
 
-#include <list>
-#include <mutex>
-
 #include "builtin/program.h"
-#include "engine/shared_library.h"
+#include "engine/opened_once.h"
 
 namespace edgeslim {
 namespace {
@@ -41,20 +38,8 @@ Status open_runtime(const std::string& path, OrtLibrary* library) {
 }  // namespace
 
 Status OrtLibrary::load(const char* path, const OrtLibrary** library) {
-  static std::mutex mutex;
-  static auto* opened = new std::list<std::pair<std::string, OrtLibrary>>;  // outlives everything that uses it
-  const std::lock_guard<std::mutex> lock(mutex);
-  const std::string wanted = SharedLibrary::asked(kRuntime, path);
-  for (const auto& [known, one] : *opened)
-    if (known == wanted) {
-      *library = &one;
-      return {};
-    }
-  OrtLibrary made;
-  if (Status s = open_runtime(wanted, &made); s.failed()) return s;
-  opened->emplace_back(wanted, std::move(made));
-  *library = &opened->back().second;
-  return {};
+  static auto* const opened = new OpenedOnce<OrtLibrary>(kRuntime, open_runtime);  // outlives everything that uses it
+  return opened->at(path, library);
 }
 
 Status OrtLibrary::built_in(const OrtLibrary** library) {

@@ -1,10 +1,8 @@
 #include "engine/ortx_library.h"
 
-#include <list>
-#include <mutex>
 #include <string>
 
-#include "engine/shared_library.h"
+#include "engine/opened_once.h"
 
 namespace edgeslim {
 namespace {
@@ -28,6 +26,7 @@ void make_ready_to_catch() {
 }
 
 Status open_extensions(const std::string& path, OrtxLibrary* library) {
+  make_ready_to_catch();
   SharedLibrary found;
   if (Status s = SharedLibrary::find(kExtensions, path, &found); s.failed()) return s;
   const char* missing = nullptr;
@@ -50,21 +49,8 @@ Status open_extensions(const std::string& path, OrtxLibrary* library) {
 }  // namespace
 
 Status OrtxLibrary::load(const char* path, const OrtxLibrary** library) {
-  static std::mutex mutex;
-  static auto* opened = new std::list<std::pair<std::string, OrtxLibrary>>;  // outlives everything that uses it
-  const std::lock_guard<std::mutex> lock(mutex);
-  const std::string wanted = SharedLibrary::asked(kExtensions, path);
-  for (const auto& [known, one] : *opened)
-    if (known == wanted) {
-      *library = &one;
-      return {};
-    }
-  make_ready_to_catch();
-  OrtxLibrary made;
-  if (Status s = open_extensions(wanted, &made); s.failed()) return s;
-  opened->emplace_back(wanted, made);
-  *library = &opened->back().second;
-  return {};
+  static auto* const opened = new OpenedOnce<OrtxLibrary>(kExtensions, open_extensions);  // outlives what uses it
+  return opened->at(path, library);
 }
 
 Status OrtxLibrary::fault(int32_t code, const char* what, int said, const char* text) {
