@@ -12,6 +12,13 @@ from edgeslim.runtime.library import kernel_library
 
 needs_kernels = pytest.mark.skipif(kernel_library() is None, reason="no kernel library")
 needs_native = pytest.mark.skipif(not NativeRuns.is_possible(), reason="the native runtime does not run by itself")
+on_each_runtime = pytest.mark.parametrize(
+    "runs_on",
+    [
+        pytest.param(MicroRuns, id="onnxruntime", marks=needs_kernels),
+        pytest.param(NativeRuns, id="native", marks=needs_native),
+    ],
+)
 
 
 def timing(nodes: int, work: float, seconds: float) -> Timing:
@@ -41,38 +48,26 @@ def test_stock_products_of_every_form_run():
         assert runs.stock_product(form, tokens=2, k=256, n=384, megabytes=0.4).work == 2 * 256 * 384
 
 
-@needs_kernels
+@on_each_runtime
 @pytest.mark.parametrize("form", ["dense_int8", "bitmap_int4g64", "nm2of4_int3g64", "dense_fp16", "bitmap_fp32"])
-def test_products_of_ours_run_in_every_form(form):
-    timed = MicroRuns(threads=1, rounds=2).product(form, 0.5, tokens=1, k=256, n=384, megabytes=0.4)
-    assert timed.nodes % 2 == 0 and timed.seconds > 0
-
-
-@needs_kernels
-def test_attention_scans_and_convolutions_run_for_a_token_and_a_prompt():
-    runs = MicroRuns(threads=1, rounds=2)
-    for tokens in (1, 4):
-        assert runs.attention(tokens=tokens, past=8, heads=2, kv_heads=1, size=32).seconds > 0
-        assert runs.scan(tokens=tokens, state=16, heads=2, size=32).seconds > 0
-        assert runs.convolution(tokens=tokens, channels=64).seconds > 0
-
-
-@needs_native
-@pytest.mark.parametrize("form", ["dense_int8", "bitmap_int4g64", "nm2of4_int3g64", "dense_fp16", "bitmap_fp32"])
-def test_products_run_in_every_form_on_the_native_runtime_alone(form):
-    timed = NativeRuns(threads=1, rounds=2).product(form, 0.5, tokens=1, k=256, n=384, megabytes=0.4)
+def test_products_of_ours_run_in_every_form(runs_on, form):
+    timed = runs_on(threads=1, rounds=2).product(form, 0.5, tokens=1, k=256, n=384, megabytes=0.4)
     assert timed.nodes % 2 == 0 and timed.seconds > 0 and timed.work == 256 * 384
 
 
-@needs_native
-def test_the_other_operators_run_on_the_native_runtime_alone_for_a_token_and_a_prompt():
-    runs = NativeRuns(threads=1, rounds=2)
+@on_each_runtime
+def test_the_other_operators_run_for_a_token_and_a_prompt(runs_on):
+    runs = runs_on(threads=1, rounds=2)
     for tokens in (1, 4):
         assert runs.attention(tokens=tokens, past=8, heads=2, kv_heads=1, size=32).seconds > 0
         assert runs.scan(tokens=tokens, state=16, heads=2, size=32).seconds > 0
         assert runs.convolution(tokens=tokens, channels=64).seconds > 0
         assert runs.plain(tokens=tokens, width=64).seconds > 0
-    assert runs.load_seconds(nodes=4) > 0
+
+
+@needs_native
+def test_loading_takes_time_on_the_native_runtime():
+    assert NativeRuns(threads=1, rounds=2).load_seconds(nodes=4) > 0
 
 
 @needs_native
