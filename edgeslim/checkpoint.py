@@ -30,10 +30,14 @@ _MAMBA_TOKENIZER = " (state-spaces/mamba-* were trained with that of EleutherAI/
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder: `config.json`, safetensors files and what lies beside them."""
+    """A checkpoint folder: `config.json`, safetensors files and what lies beside them.
+
+    `source` is the folder that `folder` was converted from, None where it is as it was found.
+    """
 
     folder: Path
     trust_remote_code: bool = False
+    source: Path | None = None
 
     @classmethod
     def open(cls, model: str | Path, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> "Checkpoint":
@@ -43,8 +47,9 @@ class Checkpoint:
 
         Raises: CheckpointError where there is neither, or the folder holds no weights that may be read.
         """
-        folder = _find(model, pickles=allow_pickle)
-        return cls(ready_folder(folder, allow_pickle=allow_pickle), trust_remote_code)
+        found = _find(model, pickles=allow_pickle)
+        folder = ready_folder(found, allow_pickle=allow_pickle)
+        return cls(folder, trust_remote_code, None if folder == found else found)
 
     @cached_property
     def config(self) -> Any:
@@ -88,7 +93,8 @@ class Checkpoint:
         if not tokenizer("text", add_special_tokens=False)["input_ids"]:
             # transformers makes an empty one where a family's files are missing; state-spaces/mamba-* have none.
             hint = _MAMBA_TOKENIZER if self.config.model_type in ("mamba", "mamba2") else ""
-            raise CheckpointError(f"{self.folder}: no tokenizer; expected tokenizer.json beside config.json{hint}")
+            place = self.source or self.folder
+            raise CheckpointError(f"{place}: no tokenizer; expected tokenizer.json beside config.json{hint}")
         return tokenizer
 
     def load(self, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:

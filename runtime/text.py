@@ -35,7 +35,7 @@ class TextCodec:
         """
         self._bundle = bundle
         if not (bundle / TOKENIZER).is_file():
-            raise BundleError(f"{bundle}: it has no {TOKENIZER}")
+            raise BundleError(f"{bundle}: it has no {TOKENIZER}, which text needs; copy the model's into it")
         self._backend = _open_backend(bundle)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
