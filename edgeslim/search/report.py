@@ -26,9 +26,10 @@ def title(report: Mapping[str, Any]) -> str:
 
 
 def legend(report: Mapping[str, Any]) -> str:
-    """Return what the columns are, and what to compare with."""
+    """Return what to compare with, and what names and columns mean."""
     return (
-        f"Dense perplexity {report['dense_perplexity']:.2f}. Bits: values, mask and scales of the linears. MB: all "
+        f"Dense perplexity {report['dense_perplexity']:.2f}. 0.5-int3: half of the weights pruned, the others in 3 bits; "
+        "mixed-2.75: a form for each linear, 2.75 bits in all. Bits: values, mask and scales of the linears. MB: all "
         "weights as packed, embedding and head included."
     )
 
@@ -88,6 +89,7 @@ def plot(path: Path, model: str, dense: float, results: Sequence[Result]) -> Non
             axes.annotate(result.name, place, fontsize=7, xytext=(3, 3), textcoords="offset points")
     axes.axhline(dense, linestyle=":", color="gray", label="dense")
     axes.set(xlabel="bits a weight", ylabel="perplexity", title=model)
+    axes.margins(x=0.08)  # room for the name of the last form
     axes.legend()
     figure.savefig(path, format="svg", metadata={"Date": None})
 
