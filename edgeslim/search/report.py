@@ -28,7 +28,7 @@ def title(report: Mapping[str, Any]) -> str:
 def legend(report: Mapping[str, Any]) -> str:
     """Return what to compare with, and what names and columns mean."""
     return (
-        f"Dense perplexity {report['dense_perplexity']:.2f}. 0.5-int3: half of the weights pruned, the others in 3 bits; "
+        f"Dense perplexity {report['dense_perplexity']:.2f}. 0.5-int3: half of the weights pruned, the rest in 3 bits; "
         "mixed-2.75: a form for each linear, 2.75 bits in all. Bits: values, mask and scales of the linears. MB: all "
         "weights as packed, embedding and head included."
     )
