@@ -35,6 +35,7 @@ from edgeslim.exporters.passes.store_packed import Choice, StoredMatrix, StorePa
 from edgeslim.exporters.plan import Plan
 from edgeslim.exporters.row_blocks import BlockPattern
 from edgeslim.exporters.tensorrt import TWO_OF_FOUR, follows_two_of_four
+from edgeslim.exporters.tokens.operators import inline_reduction
 from edgeslim.runtime.manifest import Layer
 
 Progress = Callable[[int, int], None]
@@ -63,6 +64,8 @@ def scratch_file(folder: Path) -> Iterator[Path]:
 def lower(model: ir.Model, plan: Plan, scratch: Path, progress: Progress = lambda done, total: None) -> Lowered:
     """Lower `model` in place as `plan` says; packed tensors go into the file `scratch`, which must outlive it."""
     measured = measure_layers(model.graph)
+    if plan.lowering != "kernel":
+        inline_reduction(model)
     if plan.lowering == "dense":
         return _lower_to_stock(model, plan, measured)
     if plan.lowering == "gather":

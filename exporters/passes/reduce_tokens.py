@@ -1,14 +1,14 @@
 """Token reduction at chosen layers, for prompts of any length.
 
 Before: ``s = Add(x, branch)`` where a block's mixer ends (or a sum that is part of a norm).
-After, at a layer of the plan, with ``removes, r = …`` computed once from the prompt's length::
+After, at a layer of the plan, with ``removed, positions = edgeslim::PlanReduction(ids, past, …)`` once before all::
 
-    s, positions' = If(removes) { a step of the method, on what the mixer gave }
-                                { Add(x, branch), positions }
+    s, positions' = edgeslim::ReduceTokens(branch, x, removed, positions, what the mixer gave)
 
 and at the end ``kept_positions`` [B, K]: which of the tokens fed are left, those that the scoring graph's logits
-[B, K, V] belong to. Single tokens, and tokens that go on from a state, take the empty branch. Attention
-behind a reduction gets lengths and rotations of its own, see `edgeslim.exporters.tokens.attention`.
+[B, K, V] belong to. Single tokens, and tokens that go on from a state, lose none. What the operators compute is in
+`edgeslim.exporters.tokens.operators`. Attention behind a reduction gets lengths and rotations of its own, see
+`edgeslim.exporters.tokens.attention`.
 
 Letters: B batch, N tokens, K tokens left, H hidden size, V vocabulary.
 """
@@ -18,21 +18,15 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from edgeslim.errors import ExportError
-from edgeslim.exporters.tokens.attention import Attention, lengths_of, look, rotate_before
-from edgeslim.exporters.tokens.counts import Beginning, removals
-from edgeslim.exporters.tokens.importance import scan_importance
-from edgeslim.exporters.tokens.matching import pick, up_to
-from edgeslim.exporters.tokens.methods import Seen, choose
-from edgeslim.exporters.tokens.mixing import mixed_sum
-from edgeslim.exporters.tokens.ops import END, FLOAT, INT64, Ops, piece, size
+from edgeslim.exporters.tokens.attention import Attention, lengths_of, rotate_before
+from edgeslim.exporters.tokens.operators import Step, plan_reduction, reduce_tokens
+from edgeslim.exporters.tokens.ops import INT64, Ops, size
 from edgeslim.exporters.tokens.places import ATTENTION, Place, find_place, mixer_of
 from edgeslim.runtime.session import KEPT_POSITIONS
 from edgeslim.tokens.plan import BEFORE_ALL, ReductionPlan
 
 _TOKENS, _CACHED = "sequence_len", "past_sequence_len + sequence_len"
 _BEHIND, _CACHED_BEHIND = "sequence_len_after_", "cached_len_after_"
-
-Removal = tuple[ir.Value, ir.Value]
 
 
 class ReduceTokens(ir.passes.InPlacePass):
@@ -51,97 +45,76 @@ class ReduceTokens(ir.passes.InPlacePass):
             return ir.passes.PassResult(model, False)
         attends = mixer_of(graph, 0).op_type == ATTENTION
         attention = [Attention.of(i, mixer_of(graph, i)) for i in range(self.depth)] if attends else []
-        removed, positions, before = self._at_the_beginning(graph, attends)
+        removed, positions, before = self._at_the_beginning(model, attends)
         for step, layer in enumerate(self.plan.layers):
             if layer == BEFORE_ALL:
-                positions = self._truncate(graph, removed[step], positions)
+                positions = self._truncate(model, removed, positions)
             else:
-                positions = self._reduce(graph, find_place(graph, layer), step, removed[step], positions, attention)
+                positions = self._reduce(model, find_place(graph, layer), step, removed, positions, attention)
             last = [*self.plan.layers, self.depth - 1][step + 1]
             if attends:
                 _give_positions(graph, attention[layer + 1 : last + 1], positions)
         _output(graph, positions, before, _left(self.plan.layers[-1]))
         return ir.passes.PassResult(model, True)
 
-    def _at_the_beginning(self, graph: ir.Graph, attends: bool) -> tuple[list[Removal], ir.Value, ir.Value | None]:
-        """Return what each step removes, the positions [B, N] of the tokens fed, and how many came before them.
+    def _at_the_beginning(self, model: ir.Model, attends: bool) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+        """Return how many tokens each step removes [S], the positions [B, N] of those fed, how many came before them.
 
         Models of scans need no position: theirs count from the tokens fed, None came before.
         """
+        graph = model.graph
         inputs = {value.name: value for value in graph.inputs}
-        ids, state = inputs["input_ids"], "key" if attends else "conv_state"
+        state, before = inputs[f"past_key_values.0.{'key' if attends else 'conv_state'}"], None
+        mask = inputs["attention_mask"] if attends else None
         ops = Ops(graph, "reduction")
-        tokens = size(ops, ids, 1)
-        removed = removals(ops, tokens, Beginning(inputs[f"past_key_values.0.{state}"]), self.plan)
-        positions, before = up_to(ops, ids, tokens), None
-        if attends:
-            before = ops.Sub(size(ops, inputs["attention_mask"], 1), tokens)
-            positions = ops.Add(positions, before)
+        removed, positions = plan_reduction(model, ops, self.plan, state, mask)
+        if mask is not None:
+            before = ops.Sub(size(ops, mask, 1), size(ops, inputs["input_ids"], 1))
         graph.insert_before(graph[0], ops.nodes)
         return removed, positions, before
 
-    def _truncate(self, graph: ir.Graph, removed: Removal, positions: ir.Value) -> ir.Value:
+    def _truncate(self, model: ir.Model, removed: ir.Value, positions: ir.Value) -> ir.Value:
         """Drop the first unprotected tokens behind the embedding; return the positions left."""
+        graph = model.graph
         embedding = next((n for n in graph if n.op_type == "Gather" and n.inputs[1] is graph.inputs[0]), None)
         if embedding is None:
             raise ExportError("the prompt cannot be truncated: no lookup of token embeddings was found")
-        x, first = embedding.outputs[0], int(self.plan.protect_first)
+        x = embedding.outputs[0]
         users = list(x.uses())
         ops = Ops(graph, "reduction.embedded")
-
-        def truncated(inner: Ops) -> Sequence[ir.Value]:
-            start = inner.Add(removed[1], [first])
-            parts = [piece(inner, value, start, END) for value in (x, positions)]
-            if not first:
-                return parts
-            return [
-                inner.Concat(piece(inner, value, 0, first), part, axis=1)
-                for value, part in zip((x, positions), parts, strict=True)
-            ]
-
-        outputs = ops.choose(removed[0], truncated, lambda inner: [x, positions], [FLOAT, INT64])
+        total, left = reduce_tokens(model, ops, self.plan, 0, removed, positions, Step(branch=x, residual=None))
         graph.insert_after(embedding, ops.nodes)
         for use in users:
-            use.node.replace_input_with(use.idx, outputs[0])
-        outputs[0].shape = x.shape
-        _rename_tokens(graph, [outputs[0]], BEFORE_ALL)
-        return outputs[1]
+            use.node.replace_input_with(use.idx, total)
+        total.shape = x.shape
+        _rename_tokens(graph, [total], BEFORE_ALL)
+        return left
 
     def _reduce(
         self,
-        graph: ir.Graph,
+        model: ir.Model,
         place: Place,
         step: int,
-        removed: Removal,
+        removed: ir.Value,
         positions: ir.Value,
         attention: Sequence[Attention],
     ) -> ir.Value:
         """Put a step where `place` says; return the positions left."""
-        ops = Ops(graph, f"reduction.{place.layer}")
-
-        def reduced(inner: Ops) -> Sequence[ir.Value]:
-            seen = self._look(inner, place, positions, attention)
-            chosen = choose(inner, self.plan, step, seen, removed[1])
-            total = mixed_sum(inner, place.branch, place.residual, chosen)
-            return [total, pick(inner, positions, chosen.kept)]
-
-        def unreduced(inner: Ops) -> Sequence[ir.Value]:
-            return [inner.Add(place.branch, place.residual), positions]
-
-        outputs = ops.choose(removed[0], reduced, unreduced, [FLOAT, INT64])
+        graph, ops = model.graph, Ops(model.graph, f"reduction.{place.layer}")
+        of = Step(
+            branch=place.branch,
+            residual=place.residual,
+            y=None if attention else place.y,
+            attention=attention[place.layer] if attention else None,
+        )
+        reduced, left = reduce_tokens(model, ops, self.plan, step, removed, positions, of)
         graph.insert_before(place.total, ops.nodes)
         total = place.total.outputs[0]
-        outputs[0].shape = total.shape or place.residual.shape or place.branch.shape
-        total.replace_all_uses_with(outputs[0], replace_graph_outputs=True)
+        reduced.shape = total.shape or place.residual.shape or place.branch.shape
+        total.replace_all_uses_with(reduced, replace_graph_outputs=True)
         graph.remove(place.total, safe=True)
-        _rename_tokens(graph, outputs[:1], place.layer)
-        return outputs[1]
-
-    def _look(self, ops: Ops, place: Place, positions: ir.Value, attention: Sequence[Attention]) -> Seen:
-        if attention:
-            return look(ops, attention[place.layer], positions, self.plan.metric)
-        y, metric = place.y, self.plan.metric
-        return Seen(like=y, features=lambda: y, importance=lambda: scan_importance(ops, y, metric))
+        _rename_tokens(graph, [reduced], place.layer)
+        return left
 
 
 def _output(graph: ir.Graph, positions: ir.Value, before: ir.Value | None, count: str) -> None:

@@ -10,6 +10,7 @@ d channels of a head, L longest context.
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from edgeslim.errors import ExportError
@@ -68,9 +69,18 @@ class Attention:
         assert query is not None
         if key is not None and value is not None:
             return query, key, value
+        return self.split(ops, query)
+
+    def split(self, ops: Ops, packed: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Return queries, keys and values that lie in one value `packed` [B, N, (Q + 2 G) d]."""
         sizes = [self.queries * self.width, self.keys * self.width, self.keys * self.width]
-        first, second, third = ops.several("Split", 3, query, sizes, axis=-1)
+        first, second, third = ops.several("Split", 3, packed, sizes, axis=-1)
         return first, second, third
+
+    @property
+    def scale(self) -> float:
+        """What products of queries and keys are multiplied with."""
+        return float(self.node.attributes.get_float("scale", 0.0)) or float(self.width**-0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +100,7 @@ def lengths_of(ops: Ops, attention: Attention, positions: ir.Value) -> Lengths:
     past = attention.node.inputs[_PAST_KEY]
     assert past is not None
     total = ops.Cast(ops.Add(size(ops, past, 2), size(ops, positions, 1)), to=INT32)
-    last = ops.Expand(ops.Sub(total, ops.Cast([1], to=INT32)), size(ops, positions, 0))
+    last = ops.Expand(ops.Sub(total, ops.constant("1", np.ones(1, np.int32))), size(ops, positions, 0))
     return Lengths(last=last, total=ops.Squeeze(total, [0]))
 
 
@@ -117,21 +127,38 @@ def rotate_before(graph: ir.Graph, attention: Attention, positions: ir.Value, le
             past.shape = ir.Shape([*past.shape[:2], f"past_sequence_len_{attention.layer}", past.shape[3]])
 
 
-def look(ops: Ops, attention: Attention, positions: ir.Value, metric: str) -> Seen:
-    """Return what a step may see of attention to tokens at `positions` [B, N]: plain keys to compare, an importance."""
-    y = attention.node.outputs[0]
+@dataclass(frozen=True, kw_only=True)
+class Attended:
+    """What a step reads of attention: `y` [B, N, Q d], what it gives; `query` [B, N, Q d] and `key` [B, N, G d] before
+    rotation, or all in `query` [B, N, (Q + 2 G) d]; `present_key` [B, G, N, d], rotated; cosines and sines [L, d / 2].
 
-    def keys() -> ir.Value:
-        return attention.apart(ops)[1]
+    None is what the method and its metric do not read.
+    """
+
+    y: ir.Value | None
+    query: ir.Value | None
+    key: ir.Value | None
+    present_key: ir.Value | None
+    cos: ir.Value | None
+    sin: ir.Value | None
+
+
+def look(ops: Ops, attention: Attention, given: Attended, branch: ir.Value, positions: ir.Value, metric: str) -> Seen:
+    """Return what a step may see of attention to tokens at `positions` [B, N]: plain keys to compare, an importance."""
+
+    def parts() -> tuple[ir.Value, ir.Value]:
+        assert given.query is not None
+        return (given.query, given.key) if given.key is not None else attention.split(ops, given.query)[:2]
 
     def importance() -> ir.Value:
         if metric == "attention":
-            return _received(ops, attention, positions)
+            return _received(ops, attention, given, parts()[0], positions)
         if metric == "key-norm":
-            return key_importance(ops, keys(), attention.keys, attention.width)
-        return scan_importance(ops, y, metric)
+            return key_importance(ops, parts()[1], attention.keys, attention.width)
+        assert given.y is not None
+        return scan_importance(ops, given.y, metric)
 
-    return Seen(like=y, features=keys, importance=importance)
+    return Seen(like=branch, features=lambda: parts()[1], importance=importance)
 
 
 def _window_bias(graph: ir.Graph, ops: Ops, attention: Attention, positions: ir.Value) -> ir.Value:
@@ -153,20 +180,22 @@ def _distances(ops: Ops, queries: ir.Value, keys: ir.Value) -> ir.Value:
     return ops.Sub(ops.Unsqueeze(queries, [2]), ops.Unsqueeze(keys, [1]))
 
 
-def _received(ops: Ops, attention: Attention, positions: ir.Value) -> ir.Value:
+def _received(ops: Ops, attention: Attention, given: Attended, query: ir.Value, positions: ir.Value) -> ir.Value:
     """Return the attention [B, N] that tokens receive from the last queries; see `attention_importance`."""
     recent, share = piece(ops, positions, -LOOKING_BACK, END), attention.queries // attention.keys
-    query = piece(ops, attention.apart(ops)[0], -LOOKING_BACK, END)
-    turned = _rotated(ops, ops.Reshape(query, [0, 0, attention.keys, share, attention.width]), recent, attention.tables)
-    keys = ops.Unsqueeze(attention.node.outputs[1], [2])  # [B, G, 1, N, d], rotated
+    assert given.present_key is not None and given.cos is not None and given.sin is not None
+    query = piece(ops, query, -LOOKING_BACK, END)
+    turned = _rotated(
+        ops, ops.Reshape(query, [0, 0, attention.keys, share, attention.width]), recent, (given.cos, given.sin)
+    )
+    keys = ops.Unsqueeze(given.present_key, [2])  # [B, G, 1, N, d], rotated
     products = ops.MatMul(ops.Transpose(turned, perm=[0, 2, 3, 1, 4]), ops.Transpose(keys, perm=[0, 1, 2, 4, 3]))
     distance = _distances(ops, recent, positions)
     unseen = ops.Less(distance, 0)
     if attention.window is not None:
         unseen = ops.Or(unseen, ops.GreaterOrEqual(distance, attention.window))
     mask = ops.Unsqueeze(ops.Mul(ops.Cast(unseen, to=FLOAT), _HIDDEN), [1, 2])
-    scale = attention.node.attributes.get_float("scale", 0.0) or attention.width**-0.5
-    weights = ops.Softmax(ops.Add(ops.Mul(products, scale), mask), axis=-1)  # [B, G, h, W, N]
+    weights = ops.Softmax(ops.Add(ops.Mul(products, attention.scale), mask), axis=-1)  # [B, G, h, W, N]
     received = ops.ReduceSum(ops.ReduceMean(weights, [1, 2], keepdims=0), [1], keepdims=0)
     return ops.Div(received, _seen_by(ops, positions, recent))
 

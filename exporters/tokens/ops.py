@@ -19,10 +19,12 @@ class Ops:
     """Makes nodes for a graph; `nodes` holds them, in order, until somebody puts them where they belong.
 
     Numbers become constants of `graph`: an int or float a scalar, a list of ints a vector. Names begin with `prefix`.
+    Without a graph, as in a function, which has no constants of its own, they become nodes too.
     """
 
-    def __init__(self, graph: ir.Graph, prefix: str, numbers: Iterator[int] | None = None) -> None:
+    def __init__(self, graph: ir.Graph | None, prefix: str, numbers: Iterator[int] | None = None) -> None:
         self.nodes: list[ir.Node] = []
+        self._made: dict[str, ir.Value] = {}
         self._graph, self._prefix = graph, prefix
         self._numbers = count() if numbers is None else numbers
 
@@ -77,7 +79,11 @@ class Ops:
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         """Return the constant `array` of the graph; the same `name`, type and rank must mean the same."""
         full = f"reduction/{array.dtype}_{array.ndim}d_{name}"
-        return add_initializer(self._graph, full, ir.tensor(array, name=full))
+        if self._graph is not None:
+            return add_initializer(self._graph, full, ir.tensor(array, name=full))
+        if full not in self._made:
+            self._made[full] = self.Constant(value=ir.tensor(array, name=full))
+        return self._made[full]
 
 
 def size(ops: Ops, x: ir.Value, axis: int) -> ir.Value:

@@ -21,15 +21,18 @@ from edgeslim.exporters.passes import run_passes
 from edgeslim.exporters.passes.drop_kept_positions import DropKeptPositions
 from edgeslim.exporters.passes.reduce_tokens import ReduceTokens
 from edgeslim.exporters.passes.tied_embedding import TiedEmbedding
+from edgeslim.exporters.tokens.operators import inline_reduction
 from edgeslim.runtime.generate import generate
-from edgeslim.runtime.manifest import Manifest
+from edgeslim.runtime.library import kernel_library
+from edgeslim.runtime.manifest import MANIFEST, Manifest
 from edgeslim.runtime.session import KEPT_POSITIONS, GenaiSession, OrtSession, open_session
-from edgeslim.tokens.plan import BEFORE_ALL, METHODS, SCAN_METRICS, ReductionPlan
+from edgeslim.tokens.plan import BEFORE_ALL, METHODS, METRICS, SCAN_METRICS, ReductionPlan
 from edgeslim.tokens.prefill import extend, reduced_prefill
 from edgeslim.tokens.prefill import generate as generate_in_torch
 
 MODELS = Path(__file__).parents[2] / "examples" / "models"
 SCANS, TRANSFORMERS = ("mamba", "mamba2"), ("llama", "mistral", "qwen2", "qwen3")
+needs_library = pytest.mark.skipif(kernel_library() is None, reason="edgeslim was installed without a compiler")
 KERNEL_FORMS = [("fp32", "dense"), ("int8", "dense"), ("fp32", "kernel"), ("int8", "kernel"), ("int4", "kernel")]
 
 
@@ -70,16 +73,21 @@ class Workshop:
         depth = self.model(name).config.num_hidden_layers
         return run_passes(model, [TiedEmbedding(), ReduceTokens(plan, depth)])
 
-    def session(self, name, plan):
-        """A session of the scoring graph, not lowered; what a whole export does beyond is tested apart."""
+    def session(self, name, plan, kernels=False):
+        """A session of the scoring graph, not lowered; what a whole export does beyond is tested apart.
+
+        Its operators run by their function bodies, or by the library's kernels.
+        """
         if (name, plan) not in self.sessions:
             self.made += 1
             folder = self.root / f"graph-{self.made}"
             folder.mkdir()
             shutil.copy(self.checkpoint(name) / "config.json", folder)
             ir.save(self.graph(name, plan), folder / "scoring.onnx")
-            self.sessions = {(name, plan): OrtSession(folder, graph="scoring.onnx", threads=1)}
-        return self.sessions[name, plan]
+            self.sessions = {(name, plan): {False: OrtSession(folder, graph="scoring.onnx", threads=1)}}
+            (folder / MANIFEST).write_text(json.dumps({"lowering": "kernel"}))
+            self.sessions[name, plan][True] = OrtSession(folder, graph="scoring.onnx", threads=1)
+        return self.sessions[name, plan][kernels]
 
     def reduced_checkpoint(self, name, plan):
         """A copy of the checkpoint whose config.json asks for the plan."""
@@ -117,6 +125,65 @@ def assert_equal_to_torch(shop, name, plan, tokens):
         logits, extend(model, expected.cache, torch.from_numpy(following))[0].numpy(), atol=1e-4, rtol=0
     )
     assert positions.tolist() == [[0]] * len(tokens)
+
+
+def assert_kernels_equal_bodies(shop, name, plan, tokens):
+    """Kept positions are identical, and so are logits but for sums that were taken in another order."""
+    kernels, bodies = (shop.session(name, plan, kernels) for kernels in (True, False))
+    assert kernels.library.path is not None and bodies.library.path is None
+    for piece in (tokens, tokens[:, :1], tokens[:, :3]):
+        if piece is tokens:
+            kernels.reset(len(tokens))
+            bodies.reset(len(tokens))
+        (found, positions), (expected, expected_positions) = kernels.feed_kept(piece), bodies.feed_kept(piece)
+        assert positions.tolist() == expected_positions.tolist()
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+
+@needs_library
+@pytest.mark.parametrize("family", [*SCANS, *TRANSFORMERS])
+@pytest.mark.parametrize("method", METHODS)
+def test_kernels_of_every_method_keep_what_bodies_keep_in_every_family(shop, family, method):
+    plan = plan_for(method, metric=metric_of(family))
+    for tokens in (prompt(1, 1), prompt(1, 2), prompt(1, 7), prompt(2, 40), prompt(1, 300)):
+        assert_kernels_equal_bodies(shop, family, plan, tokens)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("family", "metric"),
+    [*(("mamba2", m) for m in SCAN_METRICS), *(("qwen2", m) for m in METRICS), ("mistral", "attention")],
+)
+def test_kernels_of_every_metric_keep_what_bodies_keep(shop, family, metric):
+    assert_kernels_equal_bodies(shop, family, plan_for(metric=metric), prompt(2, 90))
+
+
+@needs_library
+@pytest.mark.parametrize("method", METHODS)
+def test_kernels_break_ties_as_bodies_do(shop, method):
+    """Attention without positions to tell them apart: the same keys again and again, so that similarities are equal."""
+    plan = plan_for(method, layers=(0,), metric="key-norm")
+    for tokens in (np.full((1, 40), 5), np.tile(prompt(1, 5), (1, 8)), np.tile(prompt(2, 17), (1, 6))):
+        assert_kernels_equal_bodies(shop, "llama", plan, tokens)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"q": 0.0, "hidden": "merge", "residual": "prune"},
+        {"q": 1.0, "hidden": "prune", "residual": "hybrid", "merge": "mean"},
+        {"protect_last": 30},
+        {"protect_first": True, "protect_last": 0, "ratio": 0.5},
+        {"min_tokens": 41},
+    ],
+)
+@pytest.mark.parametrize("method", ["utrc", "evit", "ltmp", "random"])
+@pytest.mark.parametrize("family", ["mamba2", "llama"])
+def test_kernels_of_every_option_keep_what_bodies_keep(shop, family, method, options):
+    for count in (40, 41):
+        plan = plan_for(method, metric=metric_of(family), **options)
+        assert_kernels_equal_bodies(shop, family, plan, prompt(2, count))
 
 
 @pytest.mark.parametrize("family", [*SCANS, *TRANSFORMERS])
@@ -268,11 +335,12 @@ def test_kernels_of_attention_take_the_positions(shop):
 def test_the_generation_graph_of_scans_carries_no_positions(shop):
     plan = plan_for()
     model = shop.graph("mamba2", plan)
+    inline_reduction(model)
     run_passes(model, [DropKeptPositions()])
     ifs = [node for node in model.graph if node.op_type == "If"]
 
     assert KEPT_POSITIONS not in {value.name for value in model.graph.outputs}
-    assert [len(node.outputs) for node in ifs] == [4, 1, 1]  # the counts; the sum at two layers
+    assert [len(node.outputs) for node in ifs] == [1, 1, 1]  # the counts; the sum at two layers
     assert all(len(node.attributes["then_branch"].as_graph().outputs) == len(node.outputs) for node in ifs)
 
 

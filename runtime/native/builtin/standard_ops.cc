@@ -118,8 +118,9 @@ Fault reduce_sum(const Node& node, const Inputs& inputs, const OutputMaker& outp
   return {};
 }
 
-// Of integers, where one shape is the other's or one side has one element.
-Fault subtract(const Node&, const Inputs& inputs, const OutputMaker& output) {
+// Of integers, where one shape is the other's or one side has one element. Sums wrap around.
+template <class F>
+Fault arithmetic(const Inputs& inputs, const OutputMaker& output, F f) {
   const Tensor *a = input(inputs, 0), *b = input(inputs, 1);
   if (!is_index(a) || !is_index(b) || a->element != b->element) return lacking();
   const std::size_t a_count = product(a->shape, 0, a->shape.size()), b_count = product(b->shape, 0, b->shape.size());
@@ -132,10 +133,49 @@ Fault subtract(const Node&, const Inputs& inputs, const OutputMaker& output) {
   if (!y) return wrong;
   const std::size_t count = product(wide.shape, 0, wide.shape.size()), a_step = a_count == 1 ? 0 : 1, b_step = b_count == 1 ? 0 : 1;
   for (std::size_t i = 0; i < count; ++i) {
-    const auto difference = uint64_t(index_at(*a, i * a_step)) - uint64_t(index_at(*b, i * b_step));
-    if (a->element == ort::kInt64) y->as<int64_t>()[i] = int64_t(difference);
-    else y->as<int32_t>()[i] = int32_t(uint32_t(difference));
+    const uint64_t found = f(uint64_t(index_at(*a, i * a_step)), uint64_t(index_at(*b, i * b_step)));
+    if (a->element == ort::kInt64) y->as<int64_t>()[i] = int64_t(found);
+    else y->as<int32_t>()[i] = int32_t(uint32_t(found));
   }
+  return {};
+}
+
+Fault subtract(const Node&, const Inputs& inputs, const OutputMaker& output) {
+  return arithmetic(inputs, output, [](uint64_t a, uint64_t b) { return a - b; });
+}
+
+Fault add(const Node&, const Inputs& inputs, const OutputMaker& output) {
+  return arithmetic(inputs, output, [](uint64_t a, uint64_t b) { return a + b; });
+}
+
+// Of one integer.
+Fault expand(const Node&, const Inputs& inputs, const OutputMaker& output) {
+  const Tensor *x = input(inputs, 0), *shape = input(inputs, 1);
+  if (!is_index(x) || product(x->shape, 0, x->shape.size()) != 1 || !shape || shape->element != ort::kInt64 || shape->shape.size() != 1)
+    return lacking();
+  Shape wide(shape->as<const int64_t>(), shape->as<const int64_t>() + shape->shape[0]);
+  if (wide.size() < x->shape.size()) wide.insert(wide.begin(), x->shape.size() - wide.size(), 1);
+  Fault wrong;
+  Tensor* y = output(x->element, wide, &wrong);
+  if (!y) return wrong;
+  const std::size_t count = product(wide, 0, wide.size());
+  if (x->element == ort::kInt64) std::fill_n(y->as<int64_t>(), count, *x->as<const int64_t>());
+  else std::fill_n(y->as<int32_t>(), count, *x->as<const int32_t>());
+  return {};
+}
+
+// Without one axis, which is named.
+Fault squeeze(const Node&, const Inputs& inputs, const OutputMaker& output) {
+  const Tensor *x = input(inputs, 0), *axes = input(inputs, 1);
+  if (!x || !axes || axes->element != ort::kInt64 || product(axes->shape, 0, axes->shape.size()) != 1) return lacking();
+  const int64_t axis = settled_axis(axes->as<const int64_t>()[0], x->shape.size());
+  if (axis < 0 || x->shape[std::size_t(axis)] != 1) return fault("axis is out of range or longer than 1");
+  Shape shape = x->shape;
+  shape.erase(shape.begin() + axis);
+  Fault wrong;
+  Tensor* y = output(x->element, shape, &wrong);
+  if (!y) return wrong;
+  if (const std::size_t bytes = product(shape, 0, shape.size()) * element_bytes(x->element)) std::memcpy(y->data, x->data, bytes);
   return {};
 }
 
@@ -147,6 +187,9 @@ StandardOp standard_op(const std::string& name) {
   if (name == "Shape") return shape_of;
   if (name == "ReduceSum") return reduce_sum;
   if (name == "Sub") return subtract;
+  if (name == "Add") return add;
+  if (name == "Expand") return expand;
+  if (name == "Squeeze") return squeeze;
   return nullptr;
 }
 

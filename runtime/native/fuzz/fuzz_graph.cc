@@ -27,11 +27,11 @@ T& one_of(std::vector<T>& all, Random& random) {
 }
 
 void change_field(GraphSpec& g, Random& random) {
-  const char* const names[] = {"", "ids", "mask", "x", "y", "one", "last", "logits", "head.values", "head.masks", "head.offsets", "weights"};
+  const char* const names[] = {"", "ids", "mask", "x", "y", "one", "last", "logits", "head.values", "head.masks", "head.offsets", "weights", "removed", "positions", "ratios", "keys", "angles"};
   const std::string name = names[random.below(int64_t(sizeof names / sizeof *names))];
   tests::TensorSpec& tensor = one_of(g.initializers, random);
   tests::NodeSpec& node = one_of(g.nodes, random);
-  switch (random.below(12)) {
+  switch (random.below(13)) {
     case 0: tensor.offset = odd_number(random); break;
     case 1: tensor.length = odd_number(random); break;
     case 2: tensor.element = int(random.below(20)); break;
@@ -43,15 +43,20 @@ void change_field(GraphSpec& g, Random& random) {
       break;
     case 7: one_of(node.outputs, random) = name; break;
     case 8: {
-      const char* const attributes[] = {"layout", "n", "k", "bits", "group", "pattern_n", "axis", "to", "keepdims", "start", "end", "x_start", "gate_start"};
+      const char* const attributes[] = {"layout", "n", "k", "bits", "group", "pattern_n", "axis", "to", "keepdims", "start", "end", "x_start", "gate_start", "protected", "min_tokens", "q_millionths", "protect_first", "protect_last", "step", "num_heads", "kv_num_heads", "head_size", "local_window_size"};
       node.attributes.push_back(attribute(attributes[random.below(int64_t(sizeof attributes / sizeof *attributes))], odd_number(random)));
       break;
     }
     case 9: {
-      const char* const ops[] = {"Gather", "Cast", "Shape", "ReduceSum", "Sub", "Constant", "PackedLinear", "PackedGather", "CausalConv", "StateSpaceScan", "SelectiveScan", "GroupQueryAttention"};
-      const int64_t op = random.below(12);
+      const char* const ops[] = {"Gather", "Cast", "Shape", "ReduceSum", "Sub", "Add", "Expand", "Squeeze", "Constant", "PackedLinear", "PackedGather", "CausalConv", "StateSpaceScan", "SelectiveScan", "GroupQueryAttention", "PlanReduction", "ReduceTokens"};
+      const int64_t op = random.below(int64_t(sizeof ops / sizeof *ops));
       node.op = ops[op];
-      node.domain = op < 6 ? "" : "edgeslim";
+      node.domain = op < 9 ? "" : "edgeslim";
+      break;
+    }
+    case 11: {
+      const char* const metrics[] = {"clip", "l1", "l2", "none", "attention", "key-norm"};
+      node.attributes.push_back(attribute("metric", std::string(metrics[random.below(6)])));
       break;
     }
     case 10: std::swap(node, one_of(g.nodes, random)); break;
@@ -68,8 +73,12 @@ void change_bytes(std::string& text, Random& random) {
   }
 }
 
+constexpr int kTokens = 9;
+
 const char* execute(Random& random, bool* accepted) {
   SmallGraph small(random);
+  const char* const methods[] = {"utrc", "evit", "pumer", "ltmp", "random", "truncate", "official-code"};
+  small.add_reduction(kTokens, methods[random.below(7)]);
   const int64_t kind = random.below(4);
   if (kind != 1)
     for (int64_t changes = random.below(4); changes > 0; --changes) change_field(small.graph, random);
@@ -83,12 +92,12 @@ const char* execute(Random& random, bool* accepted) {
   if (!wrong) wrong = program.make(1, true);
   *accepted = !wrong;
   if (wrong) return nullptr;
-  std::vector<int64_t> ids, mask(5, 1);
-  for (int i = 0; i < 3; ++i) ids.push_back(random.below(30));
+  std::vector<int64_t> ids, mask(kTokens + 2, 1);
+  for (int i = 0; i < kTokens; ++i) ids.push_back(random.below(30));
   Tensor id_tensor, mask_tensor;
   id_tensor.element = mask_tensor.element = ort::kInt64;
-  id_tensor.shape = {1, 3};
-  mask_tensor.shape = {1, 5};
+  id_tensor.shape = {1, kTokens};
+  mask_tensor.shape = {1, kTokens + 2};
   id_tensor.data = ids.data();
   mask_tensor.data = mask.data();
   std::vector<Program::Named> inputs, outputs;

@@ -19,10 +19,12 @@ const CustomOp* group_query_attention();
 const CustomOp* causal_conv();
 const CustomOp* state_space_scan();
 const CustomOp* selective_scan();
+const CustomOp* plan_reduction();
+const CustomOp* reduce_tokens();
 
 const CustomOp* const* operators() {
   static const CustomOp* const all[] = {packed_linear(), packed_gather(),    group_query_attention(), causal_conv(),
-                                        state_space_scan(), selective_scan(), nullptr};
+                                        state_space_scan(), selective_scan(), plan_reduction(), reduce_tokens(), nullptr};
   return all;
 }
 

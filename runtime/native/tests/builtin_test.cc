@@ -1,5 +1,6 @@
 // What runs graphs without ONNX Runtime: the reader of ONNX files, the standard operators, the threads, and a small graph
 // beside sums in double precision.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -132,6 +133,8 @@ void standard_operators() {
   Integers grid = {0, 1, 2, 3, 4, 5}, pick = {-1, 0}, one = {1}, three = {3}, minus = {-1}, huge = {int64_t{1} << 40};
   const Tensor x = tensor(ort::kInt64, {2, 3}, grid), indices = tensor(ort::kInt64, {2}, pick), column = tensor(ort::kInt64, {1}, one);
   const Tensor scalar = tensor(ort::kInt64, {}, three), last = tensor(ort::kInt64, {}, minus), wide = tensor(ort::kInt64, {1}, huge);
+  Integers zero = {0}, two_one = {2, 1}, vast = {int64_t{1} << 40, int64_t{1} << 40};
+  const Tensor zeroth = tensor(ort::kInt64, {1}, zero), indices_2 = tensor(ort::kInt64, {2}, two_one), wide_2 = tensor(ort::kInt64, {2}, vast);
   Made made;
   expect(!apply("Gather", {&x, &indices}, {{"axis", 1}}, &made) && made.tensor.shape == Integers{2, 2} && integers(made) == Integers{2, 0, 5, 3},
          "Gather along the last axis, from the end");
@@ -147,6 +150,14 @@ void standard_operators() {
   expect(!apply("Sub", {&scalar, &x}, {}, &made) && integers(made) == Integers{3, 2, 1, 0, -1, -2}, "Sub from a scalar");
   expect(!apply("Sub", {&x, &x}, {}, &made) && integers(made) == Integers(6, 0), "Sub of equal shapes");
   expect(bool(apply("Sub", {&x, &indices}, {}, &made)), "Sub of shapes that do not fit");
+  expect(!apply("Add", {&x, &scalar}, {}, &made) && integers(made) == Integers{3, 4, 5, 6, 7, 8}, "Add of a scalar");
+  expect(bool(apply("Add", {&x, &indices}, {}, &made)), "Add of shapes that do not fit");
+  expect(!apply("Expand", {&column, &indices_2}, {}, &made) && made.tensor.shape == Integers{2, 1} && integers(made) == Integers{1, 1}, "Expand of one");
+  expect(bool(apply("Expand", {&x, &indices_2}, {}, &made)) && bool(apply("Expand", {&column, &indices}, {}, &made)) &&
+             bool(apply("Expand", {&column, &wide_2}, {}, &made)),
+         "Expand of several, to a negative shape, to more than there is memory for");
+  expect(!apply("Squeeze", {&column, &zeroth}, {}, &made) && made.tensor.shape.empty() && integers(made) == Integers{1}, "Squeeze to a scalar");
+  expect(bool(apply("Squeeze", {&x, &zeroth}, {}, &made)) && bool(apply("Squeeze", {&column, &column}, {}, &made)), "Squeeze of what is longer, or not there");
   expect(!apply("Cast", {&x}, {{"to", 6}}, &made) && made.tensor.element == ort::kInt32 && integers(made) == grid, "Cast to 32 bits");
   expect(bool(apply("Cast", {&x}, {{"to", 1}}, &made)), "Cast to what is not known");
   expect(!apply("Shape", {&x}, {}, &made) && integers(made) == Integers{2, 3}, "Shape");
@@ -201,6 +212,103 @@ void small_graph() {
   }
 }
 
+// ---- token reduction
+
+using Outputs = std::vector<Program::Named>;
+
+// Runs a small graph with reduction on `tokens` tokens; the outputs are the caller's.
+Fault reduce(SmallGraph& small, int64_t tokens, Outputs* outputs) {
+  Program program;
+  const std::string model = small.graph.text();
+  Fault wrong = program.file().read(bytes_of(model), small.files());
+  if (!wrong) wrong = program.make(2, true);
+  Integers ids, mask(std::size_t(tokens), 1);
+  for (int64_t i = 0; i < tokens; ++i) ids.push_back(i * i % SmallGraph::kVocabulary);
+  Tensor id_tensor = tensor(ort::kInt64, {1, tokens}, ids), mask_tensor = tensor(ort::kInt64, {1, tokens}, mask);
+  const std::atomic<bool> on{false};
+  return wrong ? wrong : program.run({{"ids", &id_tensor}, {"mask", &mask_tensor}}, outputs, on);
+}
+
+void steps_of_every_method_leave_as_many_tokens_as_planned() {
+  for (const char* method : {"utrc", "evit", "pumer", "ltmp", "random", "truncate", "official-code"}) {
+    Random random(5);
+    SmallGraph small(random);
+    small.add_reduction(9, method);
+    Outputs outputs = {{"left", nullptr}, {"summed", nullptr}, {"left_too", nullptr}, {"summed_too", nullptr}};
+    const Fault wrong = reduce(small, 9, &outputs);
+    expect(!wrong, std::string(method) + ": " + wrong.text);
+    if (wrong) continue;
+    const Integers shapes[] = {{1, 6}, {1, 6, SmallGraph::kWidth}, {1, 8}, {1, 8, SmallGraph::kWidth}};  // 9 - 3, 9 - 1
+    for (int i = 0; i < 4; ++i) expect(outputs[std::size_t(i)].tensor->shape == shapes[i], std::string(method) + ": a shape");
+    const int64_t* left = outputs[0].tensor->as<const int64_t>();
+    expect(std::is_sorted(left, left + 6) && left[5] == 8, std::string(method) + ": positions ascend, the last one is protected");
+    for (const Program::Named& output : outputs) delete output.tensor;
+  }
+}
+
+void the_least_important_tokens_go() {
+  Random random(5);
+  SmallGraph small(random);
+  small.add_reduction(9, "evit");
+  Outputs outputs = {{"left", nullptr}, {"summed", nullptr}};
+  const Fault wrong = reduce(small, 9, &outputs);
+  expect(!wrong, wrong.text);
+  if (wrong) return;
+  const auto entry = [&](int64_t n, int64_t i) { return double(small.embedding.weights[std::size_t(n * n % SmallGraph::kVocabulary * SmallGraph::kWidth + i)]); };
+  std::vector<std::pair<double, int64_t>> ranked;
+  for (int64_t n = 0; n < 8; ++n) {
+    double sum = 0;
+    for (int64_t i = 0; i < SmallGraph::kWidth; ++i) sum += std::max(0.0, entry(n, i));
+    ranked.push_back({sum, n});
+  }
+  std::sort(ranked.begin(), ranked.end());
+  Integers left = {8};
+  for (std::size_t i = 3; i < ranked.size(); ++i) left.push_back(ranked[i].second);
+  std::sort(left.begin(), left.end());
+  double worst = 0;
+  for (std::size_t k = 0; k < left.size(); ++k) {
+    expect(outputs[0].tensor->as<const int64_t>()[k] == left[k], "the position of a token left");
+    for (int64_t i = 0; i < SmallGraph::kWidth; ++i)
+      worst = std::max(worst, std::fabs(2 * entry(left[k], i) - double(outputs[1].tensor->as<const float>()[int64_t(k) * SmallGraph::kWidth + i])));
+  }
+  expect(worst < 1e-6, "rows of the tokens left are the sum of both branches");
+  for (const Program::Named& output : outputs) delete output.tensor;
+}
+
+void reductions_that_cannot_be_are_refused() {
+  const auto refused = [&](const char* with, auto change) {
+    Random random(5);
+    SmallGraph small(random);
+    small.add_reduction(9, "utrc");
+    const std::size_t plan = small.graph.nodes.size() - 3;
+    change(small.graph, small.graph.nodes[plan], small.graph.nodes[plan + 1], small.graph.nodes[plan + 2]);
+    Outputs outputs = {{"left", nullptr}, {"left_too", nullptr}};
+    const std::string said = reduce(small, 9, &outputs).text;
+    expect(said.find(with) != std::string::npos, std::string("reduction, ") + with + ": " + said);
+    for (const Program::Named& output : outputs) delete output.tensor;
+  };
+  using Node = tests::NodeSpec;
+  refused("attribute method", [](GraphSpec&, Node&, Node& step, Node&) { step.attributes.push_back(attribute("method", std::string("guess"))); });
+  refused("no entry for this step", [](GraphSpec&, Node&, Node& step, Node&) { step.attributes.push_back(attribute("step", int64_t{2})); });
+  refused("cannot be removed", [](GraphSpec&, Node&, Node& step, Node&) { step.attributes.push_back(attribute("protect_last", int64_t{5})); });
+  refused("one entry a token", [](GraphSpec&, Node&, Node& step, Node&) { step.inputs[3] = "removed"; });
+  refused("y must have one row", [](GraphSpec&, Node&, Node& step, Node&) { step.inputs[4] = ""; });
+  refused("needs a residual", [](GraphSpec&, Node&, Node& step, Node&) { step.inputs[1] = ""; });
+  refused("widths that the heads say", [](GraphSpec&, Node&, Node&, Node& step) { step.attributes.push_back(attribute("head_size", int64_t{5})); });
+  refused("keys of these tokens", [](GraphSpec&, Node&, Node&, Node& step) { step.inputs[7] = "angles"; });
+  refused("half a head wide", [](GraphSpec&, Node&, Node&, Node& step) { step.inputs[8] = "keys"; });
+  refused("another type", [](GraphSpec&, Node&, Node&, Node& step) { step.inputs[2] = "x"; });
+  refused("ratios must be", [](GraphSpec& g, Node&, Node&, Node&) {
+    const int64_t ratios[] = {-1, 2};
+    for (tests::TensorSpec& t : g.initializers)
+      if (t.name == "ratios") t.raw = SmallGraph::raw(ratios, sizeof ratios);
+  });
+  refused("must count the tokens before", [](GraphSpec& g, Node& plan, Node&, Node&) {
+    plan.inputs.push_back("short");
+    g.initializers.push_back({"short", 7, {1, 1}, std::string(8, '\1'), "", 0, 0});
+  });
+}
+
 void refusals() {
   Random random(3);
   const SmallGraph whole(random);
@@ -246,6 +354,9 @@ int main() {
   callers_do_not_wait_for_each_other();
   standard_operators();
   small_graph();
+  steps_of_every_method_leave_as_many_tokens_as_planned();
+  the_least_important_tokens_go();
+  reductions_that_cannot_be_are_refused();
   refusals();
   std::printf("%lld passed, %lld failed\n", (long long)passed, (long long)failed);
   return failed ? 1 : 0;

@@ -39,6 +39,35 @@ struct SmallGraph {
     graph.outputs = {{"logits", 1, {-1, kOutputs}}, {"lengths", 6, {-1, 1}}, {"total", 7, {}}};
   }
 
+  // Two steps of token reduction beside the rest, for `tokens` tokens of one sequence: one looks at what a scan would
+  // give, one at attention of 4 heads over one of keys. Outputs: left, summed, left_too, summed_too.
+  void add_reduction(int64_t tokens, const std::string& method) {
+    const int64_t ratios[] = {600000, 800000};
+    const float zeros[4] = {0};
+    constexpr int64_t kPositions = 16, kHead = kWidth / 6;
+    std::vector<float> keys(std::size_t(tokens * kHead)), angles(std::size_t(kPositions * kHead / 2));
+    for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = float(i % 7) - 3;
+    for (std::size_t i = 0; i < angles.size(); ++i) angles[i] = float(i % 5) / 5;
+    const auto floats = [](const std::vector<float>& all) { return raw(all.data(), 4 * all.size()); };
+    graph.initializers.push_back({"past", 1, {1, 4}, raw(zeros, sizeof zeros), "", 0, 0});
+    graph.initializers.push_back({"ratios", 7, {2}, raw(ratios, sizeof ratios), "", 0, 0});
+    graph.initializers.push_back({"keys", 1, {1, 1, tokens, kHead}, floats(keys), "", 0, 0});
+    graph.initializers.push_back({"angles", 1, {kPositions, kHead / 2}, floats(angles), "", 0, 0});
+    const auto step = [&](int64_t number, const char* metric) {
+      return std::vector<std::string>{attribute("method", method), attribute("metric", std::string(metric)), attribute("hidden", std::string("hybrid")),
+                                      attribute("residual", std::string("merge")), attribute("merge", std::string("pairwise")),
+                                      attribute("q_millionths", int64_t{500000}), attribute("protect_last", int64_t{1}), attribute("step", number)};
+    };
+    std::vector<std::string> heads = step(1, "attention");
+    for (const auto& [name, value] : {std::pair{"num_heads", int64_t{4}}, {"kv_num_heads", int64_t{1}}, {"head_size", kHead}})
+      heads.push_back(attribute(name, value));
+    graph.nodes.push_back({"edgeslim", "PlanReduction", {"ids", "past", "ratios"}, {"removed", "positions"}, {attribute("protected", int64_t{1})}});
+    graph.nodes.push_back({"edgeslim", "ReduceTokens", {"x", "x", "removed", "positions", "x"}, {"summed", "left"}, step(0, "clip")});
+    graph.nodes.push_back({"edgeslim", "ReduceTokens", {"x", "x", "removed", "positions", "x", "x", "", "keys", "angles", "angles"}, {"summed_too", "left_too"}, heads});
+    for (const char* name : {"summed", "summed_too"}) graph.outputs.push_back({name, 1, {-1, -1, kWidth}});
+    for (const char* name : {"left", "left_too"}) graph.outputs.push_back({name, 7, {-1, -1}});
+  }
+
   static std::string raw(const void* from, std::size_t size) { return std::string(static_cast<const char*>(from), size); }
 
   std::map<std::string, builtin::Bytes> files() const {
