@@ -86,8 +86,10 @@ class NativeSession:
         chunk: int | None = None,
         bodies: bool = False,
         onnxruntime: bool | None = None,
+        model: ctypes.c_void_p | None = None,
     ) -> None:
-        """Load `bundle`. `max_length` bounds prompt and new tokens together; None: what genai_config.json says.
+        """Load `bundle`, unless `model` is it, loaded already, which is then the session's. `max_length` bounds prompt
+        and new tokens together; None: what genai_config.json says.
 
         `chunk` tokens of a prompt run at once; None: the runtime's choice. `bodies` runs operators of ours by their
         function bodies. A graph of our own operators runs without ONNX Runtime; `onnxruntime` True gives it that graph
@@ -99,7 +101,7 @@ class NativeSession:
         self._bundle = bundle
         check_threads(threads)
         self._native = native_library()
-        self._model = _load(self._native, bundle, threads or 0, _flags(bodies, onnxruntime))
+        self._model = model or _load(self._native, bundle, threads or 0, _flags(bodies, onnxruntime))
         try:
             self._session = _open(self._native, self._model, max_length or 0, chunk or 0)
         except BaseException:
@@ -112,6 +114,21 @@ class NativeSession:
         self.isa = info.isa.decode()
         self.onnxruntime = info.onnxruntime.decode() or None
         self.library = BundleLibrary(needed=bool(info.packed), path=None if bodies else self._native.path)
+
+    @classmethod
+    def alone(
+        cls, bundle: Path, *, threads: int | None = None, max_length: int | None = None
+    ) -> "NativeSession | None":
+        """Return a session of `bundle` without ONNX Runtime, None where its graph needs that.
+
+        Raises: as a session does that is made of a bundle that loads.
+        """
+        check_threads(threads)
+        try:
+            model = _load(native_library(), bundle, threads or 0, WITHOUT_ONNXRUNTIME)
+        except EdgeslimError:
+            return None
+        return cls(bundle, threads=threads, max_length=max_length, model=model)
 
     @property
     def position(self) -> int:

@@ -82,7 +82,13 @@ def open_session(
     Raises: BundleError, RuntimeUnavailable.
     """
     if engine == "auto":
-        engine = best_engine(bundle)
+        if not _prefers_provider(bundle) and is_installed("native"):
+            from edgeslim.runtime.native_session import NativeSession  # it builds on this module
+
+            alone = NativeSession.alone(bundle, threads=threads, max_length=max_length)
+            if alone is not None:
+                return alone
+        engine = _engine_with_onnxruntime(bundle)
     if engine not in ENGINES:
         raise RecipeError(f"unknown engine {engine!r}{did_you_mean(engine, ['auto', *ENGINES])}")
     if engine == "native":
@@ -98,15 +104,25 @@ def best_engine(bundle: Path) -> Engine:
     """Return the engine that ``auto`` means: plain onnxruntime where it has a provider that the bundle is made for, of
     which onnxruntime-genai knows nothing; the native runtime where it runs the bundle by itself, which is faster and
     takes less memory; else onnxruntime-genai where it is installed."""
-    config = read_config(bundle)
-    if config.providers and is_installed("ort") and has_faster_provider(import_engine("ort"), config.providers):
-        return "ort"
-    if is_installed("native"):
+    if not _prefers_provider(bundle) and is_installed("native"):
         from edgeslim.runtime.native_session import runs_alone  # it builds on this module
 
         if runs_alone(bundle):
             return "native"
-    return choose_engine(has_genai_config=config.has_genai_config)
+    return _engine_with_onnxruntime(bundle)
+
+
+def _prefers_provider(bundle: Path) -> bool:
+    """Return whether plain onnxruntime has a provider here that `bundle` is made for."""
+    config = read_config(bundle)
+    if not config.providers or not is_installed("ort"):
+        return False
+    return has_faster_provider(import_engine("ort"), config.providers)
+
+
+def _engine_with_onnxruntime(bundle: Path) -> Engine:
+    """Return the engine for a bundle that the native runtime does not run by itself, or has a faster provider for."""
+    return "ort" if _prefers_provider(bundle) else choose_engine(has_genai_config=read_config(bundle).has_genai_config)
 
 
 class OrtSession:
