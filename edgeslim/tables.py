@@ -134,6 +134,8 @@ def print_inspection(inspection: "Inspection") -> None:
             console.print(f"{count} x {form}: {reason}", highlight=False)
     console.print(f"lowering {manifest.lowering}: {manifest.reason}", highlight=False)
     console.print(f"operators of ours run on: {inspection.kernels or 'there are none'}", highlight=False)
+    reason = f"; not native: {inspection.engine_reason}" if inspection.engine_reason else ", without ONNX Runtime"
+    console.print(f"engine: {inspection.engine or 'none'}{reason}", highlight=False, markup=False)
     if manifest.providers:
         console.print(f"made for {', '.join(manifest.providers)}, in this order; else the CPU", highlight=False)
     size = f"{manifest.weight_bytes / 1e6:.1f} MB of weights, {manifest.bundle_bytes / 1e6:.1f} MB in all"

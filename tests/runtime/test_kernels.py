@@ -106,9 +106,11 @@ def test_inspect_shows_layers_and_verifies_files(bundle_copy: Path) -> None:
     inspection = inspect_bundle(bundle_copy)
     assert inspection.kernels is None
     assert {inspection.runs_on(layer) for layer in inspection.manifest.layers} == {"onnxruntime"}
+    assert inspection.engine == "genai" and inspection.engine_reason
     shown = RUN.invoke(app, ["inspect", str(bundle_copy)])
     assert shown.exit_code == 0
     assert "model.layers.0.self_attn.o_proj" in shown.stdout
+    assert f"engine: genai; not native: {inspection.engine_reason}" in shown.stdout
     printed = json.loads(RUN.invoke(app, ["inspect", str(bundle_copy), "--json"]).stdout)
     assert printed["layers"][0]["form"] == "fp32"
     (bundle_copy / "config.json").write_text("{}")

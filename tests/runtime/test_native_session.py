@@ -10,6 +10,7 @@ import pytest
 from edgeslim.errors import BundleError, RecipeError, RuntimeUnavailable
 from edgeslim.runtime import engines, library
 from edgeslim.runtime.generate import generate, keep_top_k, keep_top_p, softmax
+from edgeslim.runtime.inspection import inspect_bundle
 from edgeslim.runtime.memory import current_rss
 from edgeslim.runtime.native_library import Cancelled, is_available, native_library
 from edgeslim.runtime.native_session import GREEDY, NativeSampling, NativeSession, native_sample, native_uniform
@@ -47,6 +48,12 @@ def test_a_packed_bundle_gives_the_bits_of_onnxruntimes_own_session(packed):
         np.testing.assert_array_equal(native.feed(tokens), ort.feed(tokens))
     assert native.position == 8
     assert native.isa == library.kernel_library().chosen
+
+
+def test_inspect_names_the_engine_and_what_keeps_a_bundle_from_running_by_itself(packed, llama):
+    own, stock = inspect_bundle(packed), inspect_bundle(llama.bundle)
+    assert (own.engine, own.engine_reason) == ("native", None)
+    assert stock.engine == "genai" and "only ONNX Runtime has this operator" in str(stock.engine_reason)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
