@@ -126,9 +126,17 @@ def profile_on(
 
 def _no_transport(spec: str) -> str:
     """Return one line for a device that cannot be measured as it is named."""
-    if spec in known_devices() or spec.endswith(".toml"):
-        return f"device {spec!r} is a device file: --estimate reckons with it, {FORMS} names one to measure on"
-    return f"device {spec!r}: expected {FORMS}, or with --estimate a known device{did_you_mean(spec, known_devices())}"
+    known = known_devices()
+    if spec in known or spec.endswith(".toml"):
+        return (
+            f"device {spec!r} is a device file, no way to a device: add --estimate to reckon with it, or name {FORMS}"
+        )
+    near = did_you_mean(spec, known)
+    if near.startswith("; did you mean") and "@" not in spec:
+        return f"device {spec!r}: expected {FORMS}, or with --estimate a known device{near}"
+    if re.fullmatch(r"[\w.@-]+(:\d+)?", spec):
+        return f"device {spec!r}: expected {FORMS}; did you mean 'ssh://{spec}'?"
+    return f"device {spec!r}: expected {FORMS}, or with --estimate a known device (`edgeslim devices list`)"
 
 
 def describe(transport: Transport) -> Platform:

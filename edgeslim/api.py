@@ -358,7 +358,13 @@ def estimate(bundle: StrPath, device: str | None = None, **options: Any) -> "Est
         raise RecipeError("estimate needs device: a known one's name (`edgeslim devices list`) or a device file")
     from edgeslim.devices.catalog import load_device
     from edgeslim.devices.estimate import estimate_bundle
+    from edgeslim.devices.transports import is_transport
 
+    if is_transport(device):
+        raise RecipeError(
+            f"estimate reckons from a device file, got {device!r}: `edgeslim devices list` has the known ones, "
+            "`edgeslim devices probe -o FILE` writes that of the machine it runs on"
+        )
     return estimate_bundle(
         Path(bundle),
         load_device(device),

@@ -524,7 +524,8 @@ def profile(
         bench_dir=None if bench_dir is None else str(bench_dir),
     )
     if repeat is not None:
-        return _repeat(bundles, repeat, {**options, **_given(device=device[0] if device else None)}, as_json=as_json)
+        beside = _given(estimate=estimate or None, operators=operators or None, text=text, output=output)
+        return _repeat(bundles, repeat, {**options, **_given(device=device)}, beside, as_json=as_json)
     failures: list[str] = []
     with _reporting() as progress:
         from edgeslim.reporting.collect import profile_all
@@ -741,11 +742,17 @@ def _integers(name: str, text: str | None) -> tuple[int, ...] | None:
         raise RecipeError(f"{name}: expected integers parted by commas, got {text!r}") from None
 
 
-def _repeat(bundles: list[Path], count: int, options: dict[str, Any], *, as_json: bool) -> None:
-    """Profile one bundle `count` times and print it; end with exit status 3 where the profiles differ too much."""
+def _repeat(bundles: list[Path], count: int, options: dict[str, Any], beside: dict[str, Any], *, as_json: bool) -> None:
+    """Profile one bundle `count` times and print it; end with exit status 3 where the profiles differ too much.
+    `beside` holds what else was asked for, which none of it goes with."""
     with _reporting() as progress:
         if len(bundles) != 1:
             raise RecipeError(f"repeat profiles one bundle, got {len(bundles)}")
+        if beside:
+            raise RecipeError(f"repeat only measures, got --{next(iter(beside))} too: leave one of them out")
+        if len(devices := options.pop("device", ["local"])) != 1:
+            raise RecipeError(f"repeat measures this machine only, got {len(devices)} devices")
+        options["device"] = devices[0]
         found = api.repeat_profile(bundles[0], count, progress=progress, **options)
     if as_json:
         _print_json(found.to_json())

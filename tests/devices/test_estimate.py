@@ -213,6 +213,8 @@ def test_what_cannot_be_estimated_is_refused(bundles):
         api.estimate(bundles["llama", "int8"], "pixel9")
     with pytest.raises(RecipeError, match="new_tokens must be at least 2"):
         estimate_bundle(bundles["llama", "int8"], load_device("pixel-9"), new_tokens=1)
+    with pytest.raises(RecipeError, match=r"from a device file, got 'ssh://pi': .*`edgeslim devices probe -o FILE`"):
+        api.estimate(bundles["llama", "int8"], "ssh://pi")
 
 
 def test_the_table_is_marked_and_shows_the_fit(bundles, capsys):

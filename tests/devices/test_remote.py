@@ -284,7 +284,13 @@ def test_another_engine_does_not_travel(tiny_bundle: Path) -> None:
     [
         ("shh://pi", "device 'shh://pi': expected local, ssh://"),
         ("jetson-orin-nan", "or with --estimate a known device; did you mean 'jetson-orin-nano'"),
-        ("jetson-orin-nano", "is a device file: --estimate reckons with it, local, ssh://"),
+        ("pi@raspberry", "expected local, ssh://.* or adb.*; did you mean 'ssh://pi@raspberry'"),
+        ("localhost", "did you mean 'ssh://localhost'"),
+        ("ftp://x/y", r"or with --estimate a known device \(`edgeslim devices list`\)$"),
+        (
+            "jetson-orin-nano",
+            "is a device file, no way to a device: add --estimate to reckon with it, or name local, ssh://",
+        ),
     ],
 )
 def test_a_device_that_is_no_transport_says_what_would_be(tiny_bundle: Path, spec: str, message: str) -> None:

@@ -81,6 +81,22 @@ def test_fewer_than_two_profiles_cannot_agree(llama):
         repeat_profile(llama.bundle, 1)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--estimate"], "repeat only measures, got --estimate too: leave one of them out"),
+        (["--operators"], "repeat only measures, got --operators too: leave one of them out"),
+        (["--text", "x.txt"], "repeat only measures, got --text too: leave one of them out"),
+        (["-o", "x.html"], "repeat only measures, got --output too: leave one of them out"),
+        (["--device", "local", "--device", "adb"], "repeat measures this machine only, got 2 devices"),
+        (["--device", "ssh://pi"], "repeat measures this machine only, got device 'ssh://pi'"),
+    ],
+)
+def test_what_a_repeated_profile_would_not_do_is_refused(llama, options, message):
+    result = CliRunner().invoke(app, ["profile", str(llama.bundle), "--repeat", "2", *options])
+    assert result.exit_code == 1 and result.stderr == f"error: {message}\n"
+
+
 def always(threads):
     """A source of samples of a machine that is always the same."""
     return lambda: SAMPLE
