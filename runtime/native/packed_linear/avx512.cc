@@ -243,7 +243,7 @@ static inline void add_four(R& reader, Four& ahead, const int8_t* a, __m512i* su
   }
   reader.pass(4);
   if (MORE) ahead.take(reader);
-  for (int i = 0; i < 4; ++i) add_products(sums[i], columns[i], four_inputs(a + 4 * i));
+  for (int i = 0; i < 4; ++i) add_products(sums[i % 2], columns[i], four_inputs(a + 4 * i));
 }
 
 template <int BITS, Layout LAYOUT>
@@ -259,8 +259,7 @@ static void few_of(const Packed& w, const Quantized& x, const Output& out, const
       Four ahead;
       if (left) ahead.take(reader);
       for (int64_t group = 0; group < w.groups; ++group) {
-        __m512i sums[4] = {correction(w, x, token, group)};
-        for (int i = 1; i < 4; ++i) sums[i] = _mm512_setzero_si512();
+        __m512i sums[2] = {correction(w, x, token, group), _mm512_setzero_si512()};
         int64_t steps = w.steps - group * w.group_steps();
         if (steps > w.group_steps()) steps = w.group_steps();
         for (; steps >= 4 && left > 1; steps -= 4, a += 16, --left) {
@@ -272,7 +271,7 @@ static void few_of(const Packed& w, const Quantized& x, const Output& out, const
           steps -= 4, a += 16, left = 0;
         }
         for (; steps > 0; --steps, a += 4) add_products(sums[0], reader.next(), four_inputs(a));
-        const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
+        const __m512i sum = _mm512_add_epi32(sums[0], sums[1]);
         total = scaled(w, tile, group, sum, total);
       }
       emit(out, w.n, tile, token, Zmm::mul(total, Zmm::set(x.scale[token])));
