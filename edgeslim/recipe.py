@@ -407,7 +407,8 @@ def _check_sparsity(sparsity: float | None, pattern: str | None) -> None:
     if sparsity is not None and pattern is not None and not pattern.lstrip().startswith("block:"):
         raise RecipeError(f"sparsity and pattern exclude each other, got {sparsity} and {pattern!r}")
     if sparsity is not None and not 0 <= sparsity < 1:
-        raise RecipeError(f"sparsity must be in [0, 1), got {sparsity}")
+        hint = f"; {sparsity:g} % is {sparsity / 100:g}" if 1 < sparsity < 100 else ""
+        raise RecipeError(f"sparsity must be in [0, 1), got {sparsity:g}{hint}")
 
 
 def _check_least(name: str, value: int | None, least: int) -> None:

@@ -149,6 +149,7 @@ def test_compress_takes_the_whole_way_and_resumes(tmp_path: Path, model: str, te
     [
         (["prune", "/no/such/model", "-o", "{}/out"], "/no/such/model: no such folder"),
         (["prune", "{model}", "-o", "{}/out", "--method", "wonda"], "did you mean 'wanda'"),
+        (["prune", "{model}", "-o", "{}/out", "--sparsity", "50"], "sparsity must be in [0, 1), got 50; 50 % is 0.5"),
         (["prune", "{model}", "-o", "{}/out", "--pattern", "4:2"], "4:2"),
         (["prune", "{model}", "-o", "{}/out", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
         (["prune", "{model}", "-o", "{}/out", "--seqlen", "4096"], "longer than the model's context of 256"),
