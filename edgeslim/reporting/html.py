@@ -67,9 +67,8 @@ def _estimated(measurements: Sequence[Measurement]) -> str:
 def _notice(measurements: Sequence[Measurement]) -> str:
     """Return what was run where, which figures nothing gave, and every warning with whom it is about."""
     conditions, devices = dict.fromkeys(each.conditions for each in measurements), _devices_of(measurements)
-    lines = [
-        f'<p class="soft">{escape("; ".join(conditions))} of prompt and after it, on {escape(", ".join(devices))}.</p>'
-    ]
+    tokens = f"{'; '.join(conditions)} (of prompt, then decoded)"
+    lines = [f'<p class="soft">{escape(tokens)}, on {escape(", ".join(devices))}.</p>']
     if missing := ", ".join(figure.label for figure in _missing(measurements)):
         lead = "Not measured" if measurements[0].measured else "Not estimated"
         lines.append(f'<p class="soft">{lead}: {escape(missing)}.</p>')
@@ -79,8 +78,8 @@ def _notice(measurements: Sequence[Measurement]) -> str:
     for each in measurements:
         for warning in warnings(each):
             about.setdefault(warning, []).append(f"{each.name} on {each.device}")
-    lines += [f'<p class="notice">{escape(text)} ({escape("; ".join(whom))})</p>' for text, whom in about.items()]
-    return "".join(lines)
+    entries = "".join(f"<li>{escape(text)} ({escape('; '.join(whom))})</li>" for text, whom in about.items())
+    return "".join(lines) + (f'<ul class="notice">{entries}</ul>' if entries else "")
 
 
 def _plots(measurements: Sequence[Measurement]) -> list[str]:
@@ -103,7 +102,7 @@ def _plot(measurements: Sequence[Measurement], y: Figure, x: Figure, unit: Calla
     left_out = len(measurements) - len(known)
     note = f" <small>{left_out} without {x.label} left out</small>" if left_out else ""
     caption = f"<figcaption>Latency over {x.label}{note}</figcaption>"
-    return f"<figure>{caption}{scatter(points, x.heading, y.heading)}{key(names)}</figure>"
+    return f'<figure class="tall">{caption}{scatter(points, x.heading, y.heading)}{key(names)}</figure>'
 
 
 def _phase_bars(measurements: Sequence[Measurement]) -> list[str]:
@@ -131,7 +130,9 @@ def _bar_chart(measurements: Sequence[Measurement], figure: Figure) -> str:
 
 
 def _table(measurements: Sequence[Measurement]) -> str:
-    columns = [(escape(figure.heading), [_cell(figure, m) for m in measurements]) for figure in TABLE]
+    """Return a row a measurement, with the figures that any of them has."""
+    shown = [figure for figure in TABLE if figure not in _missing(measurements)]
+    columns = [(escape(figure.heading), [_cell(figure, m) for m in measurements]) for figure in shown]
     lead = [("device", [_text(m.device) for m in measurements])]
     if len({m.conditions for m in measurements}) > 1:
         lead.append(("tokens", [_text(m.conditions) for m in measurements]))
