@@ -1,7 +1,7 @@
 """Families at the width of published models, with as many layers as show every kind of block: the same logits.
 
-Sizes are those of the checkpoint named; depth and vocabulary are cut. Of Jamba's 16 experts, of which a token takes
-two, there are four, or all at an eighth of their width. Weights are random.
+Sizes are those of the checkpoint named; depth and vocabulary are cut, and Jamba's 16 experts to four, of which a
+token takes two. Weights are random.
 """
 
 from collections.abc import Mapping
@@ -92,18 +92,6 @@ WIDTHS: Mapping[str, Mapping[str, Any]] = {
         "num_experts": 4,
         "hidden_size": 4096,
         "intermediate_size": 14336,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "mamba_dt_rank": 256,
-    },
-    "jamba-v0.1, narrow experts": {
-        "model_type": "jamba",
-        "num_hidden_layers": 2,
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
-        "num_experts": 16,
-        "hidden_size": 4096,
-        "intermediate_size": 1792,
         "num_attention_heads": 32,
         "num_key_value_heads": 8,
         "mamba_dt_rank": 256,
