@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgeslim.errors import BundleError, RecipeError, RuntimeUnavailable
-from edgeslim.runtime import engines, library
+from edgeslim.runtime import engines, library, native_session
 from edgeslim.runtime.generate import generate, keep_top_k, keep_top_p, softmax
 from edgeslim.runtime.inspection import inspect_bundle
 from edgeslim.runtime.memory import current_rss
@@ -54,6 +54,20 @@ def test_inspect_names_the_engine_and_what_keeps_a_bundle_from_running_by_itself
     own, stock = inspect_bundle(packed), inspect_bundle(llama.bundle)
     assert (own.engine, own.engine_reason) == ("native", None)
     assert stock.engine == "genai" and "only ONNX Runtime has this operator" in str(stock.engine_reason)
+
+
+def test_auto_loads_a_bundle_that_runs_by_itself_once(packed, monkeypatch):
+    loads = []
+    load = native_session._load
+    monkeypatch.setattr(native_session, "_load", lambda *given: loads.append(given) or load(*given))
+
+    assert isinstance(open_session(packed, threads=1), NativeSession)
+    assert len(loads) == 1
+
+
+def test_auto_still_says_what_is_wrong_with_its_arguments(packed):
+    with pytest.raises(RecipeError, match="threads"):
+        open_session(packed, threads=-1)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
