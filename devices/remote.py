@@ -26,7 +26,7 @@ from edgeslim.progress import Progress, silent
 from edgeslim.runtime.config import read_config, read_object
 from edgeslim.runtime.manifest import MANIFEST
 from edgeslim.runtime.memory import bundle_bytes
-from edgeslim.runtime.profiler import Profile
+from edgeslim.runtime.profiler import Profile, check_room
 
 ENGINES = ("auto", "native")
 """What a device other than this process may be asked to run: the native runtime, in edgeslim-bench."""
@@ -102,6 +102,7 @@ def profile_on(
     config = read_config(bundle)
     if engine not in ENGINES:
         raise RecipeError(f"engine must be auto or native on another device, which {PROGRAM} measures, got {engine!r}")
+    check_room(config, prompt_tokens + new_tokens)
     threads = threads or config.session_options.get("intra_op_num_threads")
     options = [f"--prompt-tokens={prompt_tokens}", f"--new-tokens={new_tokens}", f"--repeats={repeats}"]
     options += [f"--warmup={warmup}", *([f"--threads={threads}"] if threads else [])]

@@ -16,7 +16,7 @@ from edgeslim import errors
 from edgeslim.devices.sensors import TEGRASTATS, Readings, read_sensors
 from edgeslim.errors import EdgeslimError, RecipeError
 from edgeslim.runtime import machine
-from edgeslim.runtime.config import read_config
+from edgeslim.runtime.config import RunConfig, read_config
 from edgeslim.runtime.engines import require_engine
 from edgeslim.runtime.memory import bundle_bytes, weight_bytes
 from edgeslim.runtime.sampling import FileSampler, LineSampler, local_plan
@@ -162,6 +162,17 @@ def _check(**limits: tuple[int, int]) -> None:
     for name, (value, least) in limits.items():
         if value < least:
             raise RecipeError(f"{name} must be at least {least}, got {value}")
+
+
+def check_room(config: RunConfig, tokens: int) -> None:
+    """Refuse more tokens of prompt and after it than the model's context holds.
+
+    Raises: RecipeError.
+    """
+    if config.context_length is not None and tokens > config.context_length:
+        raise RecipeError(
+            f"prompt_tokens + new_tokens must be at most {config.context_length}, the model's context, got {tokens}"
+        )
 
 
 def _measure(

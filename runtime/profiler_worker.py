@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from edgeslim.errors import BundleError, EdgeslimError, RecipeError
+from edgeslim.errors import BundleError, EdgeslimError
 from edgeslim.runtime import machine
 from edgeslim.runtime.bundle_library import BODIES
 from edgeslim.runtime.conditions import waited_seconds
@@ -22,7 +22,7 @@ from edgeslim.runtime.library import KernelLibrary
 from edgeslim.runtime.machine import Load, LoadWatch
 from edgeslim.runtime.memory import current_pss, current_rss, peak_rss, reset_peak
 from edgeslim.runtime.native_session import NativeSession
-from edgeslim.runtime.profiler import MARK
+from edgeslim.runtime.profiler import MARK, check_room
 from edgeslim.runtime.providers import CPU, describe_placement, placement_warning
 from edgeslim.runtime.session import GenaiSession, OrtSession, Session, Tokens, open_session
 
@@ -63,10 +63,11 @@ def measure(
 ) -> dict[str, Any]:
     """Return the measured keys of a profile, and the load of the machine meanwhile."""
     import_engine(engine)
+    check_room(read_config(Path(bundle)), prompt_tokens + new_tokens)
     base = current_rss()
     reset_peak()
     started = time.perf_counter()
-    session = open_session(Path(bundle), engine, threads, max_length=_room(Path(bundle), prompt_tokens + new_tokens))
+    session = open_session(Path(bundle), engine, threads, max_length=prompt_tokens + new_tokens)
     load_s = time.perf_counter() - started
     prompt = random_prompt(_vocab_size(Path(bundle)), prompt_tokens)
     if settle:
@@ -262,14 +263,6 @@ def _vocab_size(bundle: Path) -> int:
     if size is None:
         raise BundleError(f"{bundle}: neither genai_config.json nor config.json says vocab_size")
     return size
-
-
-def _room(bundle: Path, needed: int) -> int:
-    """Return `needed`, the tokens that caches are made for, where the model's context holds them."""
-    limit = read_config(bundle).context_length
-    if limit is not None and needed > limit:
-        raise RecipeError(f"prompt_tokens + new_tokens must be at most {limit}, the model's context, got {needed}")
-    return needed
 
 
 if __name__ == "__main__":

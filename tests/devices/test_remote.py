@@ -274,6 +274,13 @@ def test_what_the_program_says_is_passed_on(board: SshServer, bundle: Path, kit:
         profile_on("ssh://board", bundle, **SHORT)
 
 
+def test_more_tokens_than_the_model_holds_are_refused_before_anything_travels(tiny_bundle: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"^prompt_tokens \+ new_tokens must be at most \d+, the model's context, got 1"
+    ):
+        profile_on("ssh://nosuch.invalid", tiny_bundle, prompt_tokens=100_000)
+
+
 def test_another_engine_does_not_travel(tiny_bundle: Path) -> None:
     with pytest.raises(RecipeError, match="engine must be auto or native on another device"):
         profile_on("ssh://board", tiny_bundle, engine="genai")
