@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from typer.testing import CliRunner
 
 import edgeslim
 from edgeslim.cli import app
+from edgeslim.recipe import FrontierRecipe
+from edgeslim.search.trials import Result
 
 RUN = CliRunner()
 
@@ -48,6 +51,26 @@ def test_export_says_why_a_pruned_checkpoint_became_int8(
         arguments = ["export", source, "-o", str(tmp_path / "out"), "--force", "--weights", weights]
         said = RUN.invoke(app, arguments, catch_exceptions=False).stdout
         assert ("pruned without a grid" in said) == expected
+
+
+def test_frontier_prints_a_finished_table_the_form_to_take_and_how_to_make_it(tmp_path: Path, model: str) -> None:
+    sizes = {
+        "0.5-int3": (2.74, 81.46, 3_000_000),
+        "mixed-2.75": (2.75, 81.2, 2_900_000),
+        "int4": (4.25, 81.05, 4_000_000),
+    }
+    trials = [
+        asdict(Result(name=name, budget=None, bits=bits, perplexity=value, weight_bytes=size, bundle_bytes=size))
+        for name, (bits, value, size) in sizes.items()
+    ]
+    report = {"model": model, "recipe": asdict(FrontierRecipe()), "dense_perplexity": 80.98, "trials": trials}
+    (tmp_path / "frontier.json").write_text(json.dumps(report))
+    said = RUN.invoke(app, ["frontier", model, "-o", str(tmp_path)], catch_exceptions=False).stdout
+    assert "mixed-2.75 *" in said and "int4 *" in said and "0.5-int3 *" not in said
+    assert "Smallest within 1% of the dense perplexity: mixed-2.75." in said
+    assert f"{tmp_path}/trials/mixed-2.75/recipe.toml" in said.replace("\n", "")
+    said = RUN.invoke(app, ["frontier", model, "-o", str(tmp_path), "--max-bytes", "9"], catch_exceptions=False).stdout
+    assert "Best with at most 0.00 MB: none." in said
 
 
 def _json(*arguments: str) -> dict[str, object]:
