@@ -9,6 +9,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +67,20 @@ def repeat_profile(
 ) -> Repeated:
     """Return `count` settled profiles of `bundle`, made by `profile_bundle` with `options`, and whether they agree.
 
-    `source` is what measures the machine between runs. Raises: RecipeError for a count below 2; what `profile_bundle`
-    raises.
+    `source` makes what measures the machine between runs.
+
+    Raises: RecipeError for a count below 2; what `profile_bundle` raises.
     """
     if count < 2:
         raise RecipeError(f"repeat must be at least 2, got {count}")
+    once = cache(source)  # the same bytes for all profiles: pages that lie elsewhere are read at another speed
     profiles, conditions, runs, best = [], [], list[RunSeen](), None
     for number in range(count):
 
         def step(done: int, total: int, number: int = number) -> None:
             on_progress(number * total + done, count * total)
 
-        profile, settling = settled_profile(bundle, source=source, best=best, on_progress=step, **options)
+        profile, settling = settled_profile(bundle, source=once, best=best, on_progress=step, **options)
         best = settling.best
         profiles.append(profile)
         conditions.append(conditions_of(profile, settling))

@@ -3,7 +3,8 @@
 The measuring process asks after every run what to do; `Settling` answers. It warms up until two runs are alike, then
 counts runs until both medians are known, `MOST_REPEATS` times the runs asked for are done or `MOST_SECONDS` are over.
 A run does not count where the machine was measurably not itself: its threads waited for a CPU, a hypervisor withheld
-one, or micro-runs before and after it were slower than at its better moments. How many did not is said.
+one, or micro-runs before and after it were slower than at its better moments. How many did not is said; where that are
+more than three of four, all count, and that is said.
 """
 
 import time
@@ -20,6 +21,9 @@ TAKEN = 0.03
 
 SLOWER = 0.06
 """How much slower than at the machine's better moments micro-runs around a run may be where it counts."""
+
+FEWEST = 0.25
+"""Share of the runs that must have met an undisturbed machine where the others do not count."""
 
 FIGURES = ("decode", "prefill")
 
@@ -117,9 +121,10 @@ class Settling:
         return {"warmup": len(self._before), "counted": [len(self._before) + number for number in self.counted()]}
 
     def counted(self) -> list[int]:
-        """Return the numbers of the runs that count: those that met the machine itself; all where they are too few."""
+        """Return the numbers of the runs that count: those that met the machine itself; all where these are too few."""
         calm = [number for number, found in enumerate(self._disturbances()) if not found]
-        return calm if len(calm) >= min(self._repeats, len(self._runs)) else list(range(len(self._runs)))
+        enough = max(self._repeats, FEWEST * len(self._runs))
+        return calm if len(calm) >= enough else list(range(len(self._runs)))
 
     def remark(self) -> str | None:
         """Return one sentence where runs do not count, or where all do though the machine was not itself."""
@@ -130,7 +135,7 @@ class Settling:
         why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         if len(self.counted()) == len(self._runs):
             calm = len(self._runs) - len(found)
-            return f"all {len(self._runs)} runs count: only {calm} met an undisturbed machine ({why})"
+            return f"all {len(self._runs)} runs count: {calm or 'none'} met an undisturbed machine ({why})"
         return f"{len(found)} of {len(self._runs)} runs do not count: {why}"
 
     def _disturbances(self) -> list[list[str]]:
@@ -144,7 +149,8 @@ class Settling:
         if count >= self._repeats * MOST_REPEATS or self._clock() - self._began >= MOST_SECONDS:
             return True
         calm = [run for run, found in zip(self._runs, self._disturbances(), strict=True) if not found]
-        return len(calm) >= self._repeats and all(is_known([run.rates[f] for run in calm]) for f in FIGURES)
+        enough = max(self._repeats, FEWEST * count)
+        return len(calm) >= enough and all(is_known([run.rates[f] for run in calm]) for f in FIGURES)
 
 
 def _larger(first: float | None, second: float | None) -> Any:

@@ -115,14 +115,15 @@ def test_progress_counts_all_profiles(llama):
 
 @pytest.mark.parametrize("engine", ["native", "genai", "ort"])
 def test_each_engine_is_measured_between_its_runs_and_says_how_many_count(llama, engine):
-    taken = []
+    taken, made = [], []
 
     def source(threads):
-        assert threads == 1
+        made.append(threads)
         return lambda: taken.append(SAMPLE) or SAMPLE
 
     options = {"prompt_tokens": 8, "new_tokens": 20, "repeats": 2, "warmup": 1, "threads": 1, "engine": engine}
     found = repeat_profile(llama.bundle, 2, source=source, **options)
+    assert made == [1], "all profiles are measured by the same micro-runs"
     runs = 0
     for profile, now in zip(found.profiles, found.conditions, strict=True):
         assert 2 <= profile.repeats <= 2 * MOST_REPEATS and 1 <= profile.warmup <= 1 + MOST_WARMUP
