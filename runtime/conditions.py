@@ -7,6 +7,7 @@ every run, by a process that is not the measured one, whose memory is measured t
 """
 
 import hashlib
+import mmap
 import os
 import statistics
 import threading
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeslim.errors import RuntimeUnavailable
 from edgeslim.runtime import machine
@@ -87,7 +89,7 @@ class MicroRuns:
         form = partial(random_matrix, "dense_int8", _OUTPUTS, _INPUTS, 1.0)
         self._matrices = [form(seed) for seed in range(threads)]
         self._x = np.random.default_rng(0).standard_normal((_TOKENS, _INPUTS)).astype(np.float32)
-        self._bytes = np.array_split(np.ones(_READ_BYTES, np.uint8), threads)
+        self._bytes = np.array_split(small_pages(_READ_BYTES), threads)
 
     def sample(self) -> Sample:
         """Return what the machine is like now."""
@@ -133,6 +135,18 @@ class MicroRuns:
         for thread in threads:
             thread.join()
         return max(end for _, end in times) - min(begin for begin, _ in times)
+
+
+def small_pages(size: int) -> npt.NDArray[np.uint8]:
+    """Return `size` bytes in pages of the size that mapped weights have. The kernel gives numpy's own memory huge ones
+    where it finds some, sooner or later, and these are read at nearly twice the speed."""
+    pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    found = np.frombuffer(pages, np.uint8)
+    found[:] = 1
+    return found
 
 
 def core_speed() -> float:

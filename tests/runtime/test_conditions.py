@@ -1,14 +1,24 @@
 """Micro-runs between runs, and how long threads waited for a CPU."""
 
 import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from edgeslim.runtime import conditions, machine
-from edgeslim.runtime.conditions import MicroRuns, Sample, median_sample, slowest_clock, upper_quartile, waited_seconds
+from edgeslim.runtime.conditions import (
+    MicroRuns,
+    Sample,
+    median_sample,
+    slowest_clock,
+    small_pages,
+    upper_quartile,
+    waited_seconds,
+)
 
 
 def test_a_sample_knows_a_core_products_and_memory():
@@ -16,6 +26,20 @@ def test_a_sample_knows_a_core_products_and_memory():
     assert 0.05 < found.core_gb_per_s < 20
     assert found.products_g_per_s is not None and 0.1 < found.products_g_per_s < 1e5
     assert found.memory_gb_per_s is not None and 0.1 < found.memory_gb_per_s < 5000
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the kernel does not say which pages memory has")
+def test_memory_is_read_in_pages_as_mapped_weights_have_them():
+    found = small_pages(8 << 20)
+    assert found.nbytes == 8 << 20 and found.min() == found.max() == 1
+    regions = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    ours = next(r for r in regions if r and _holds(r, found.ctypes.data))
+    assert re.findall(r"^(?:AnonHuge|ShmemPmdMapped)\w*:\s+(\d+) kB", ours, re.MULTILINE) in (["0"], ["0", "0"])
+
+
+def _holds(region, address):
+    begin, end = (int(each, 16) for each in region.split(" ", 1)[0].split("-"))
+    return begin <= address < end
 
 
 def test_without_a_kernel_library_products_and_memory_are_not_measured(monkeypatch):
