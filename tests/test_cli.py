@@ -63,9 +63,11 @@ def test_frontier_prints_a_finished_table_the_form_to_take_and_how_to_make_it(tm
         asdict(Result(name=name, budget=None, bits=bits, perplexity=value, weight_bytes=size, bundle_bytes=size))
         for name, (bits, value, size) in sizes.items()
     ]
+    trials[0] |= {"decode_tok_s": 255.0, "prefill_tok_s": 9436.0, "doubtful": True}
     report = {"model": model, "recipe": asdict(FrontierRecipe()), "dense_perplexity": 80.98, "trials": trials}
     (tmp_path / "frontier.json").write_text(json.dumps(report))
     said = RUN.invoke(app, ["frontier", model, "-o", str(tmp_path)], catch_exceptions=False).stdout
+    assert "~255" in said and "~9436" in said and "~: measured with a warning" in said
     assert "mixed-2.75 *" in said and "int4 *" in said and "0.5-int3 *" not in said
     assert "Smallest within 1% of the dense perplexity: mixed-2.75." in said
     assert f"{tmp_path}/trials/mixed-2.75/recipe.toml" in said.replace("\n", "")

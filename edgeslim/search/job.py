@@ -138,11 +138,12 @@ class _Run:
         bits = self._once(f"prune {trial.name}", lambda: {"bits": self._prune(trial, checkpoint, progress)})["bits"]
         manifest = api.export(checkpoint, bundle, force=True, progress=progress, **asdict(trial.recipe.export))
         perplexity = self._perplexity(bundle, progress)
-        speeds: dict[str, float] = {}
+        speeds: dict[str, Any] = {}
         if self._recipe.profile:
             profile = api.profile(bundle, progress=progress)
             assert isinstance(profile, Profile)
-            speeds = {"decode_tok_s": profile.decode_tok_s_p50, "prefill_tok_s": profile.prefill_tok_s_p50}
+            rates = {"decode_tok_s": profile.decode_tok_s_p50, "prefill_tok_s": profile.prefill_tok_s_p50}
+            speeds = {**rates, "doubtful": bool(profile.warnings)}
         return Result(
             name=trial.name,
             budget=trial.budget,

@@ -42,8 +42,7 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
             f"{trial['bits']:.3f}",
             f"{trial['perplexity']:.2f}",
             f"{trial['weight_bytes'] / 1e6:.2f}",
-            _rate(trial["decode_tok_s"]),
-            _rate(trial["prefill_tok_s"]),
+            *(_rate(trial[key], doubtful=trial.get("doubtful", False)) for key in ("decode_tok_s", "prefill_tok_s")),
         )
         for trial in sorted(report["trials"], key=lambda trial: (trial["bits"], trial["perplexity"]))
     ]
@@ -54,7 +53,9 @@ def advice(report: Mapping[str, Any], mark: str, recipe: str) -> list[str]:
     recipe of the form {name} lies."""
     named = report["best"]
     recipe = recipe.format(name=named or "NAME")
+    doubtful = any(trial.get("doubtful") for trial in report["trials"])
     return [
+        *["~: measured with a warning, such as of a busy machine; profile such forms again."] * doubtful,
         f"{mark}: no other form tried has fewer bytes and less perplexity.",
         f"{_asked(report)}: {named or 'none'}.",
         f"`edgeslim compress {recipe} -o DIR` makes {'it' if named else 'a form'} again.",
@@ -102,5 +103,5 @@ def require_matplotlib() -> None:
         )
 
 
-def _rate(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}"
+def _rate(value: float | None, *, doubtful: bool) -> str:
+    return "" if value is None else f"{'~' if doubtful else ''}{value:.0f}"

@@ -28,7 +28,7 @@ class Trial:
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """What became of one trial: bits a weight of its linears by count, perplexity of its bundle, bytes of all weights
-    as packed, tokens a second where they were measured."""
+    as packed, tokens a second where they were measured; `doubtful`: with a warning, such as of a busy machine."""
 
     name: str
     budget: float | None
@@ -38,6 +38,7 @@ class Result:
     bundle_bytes: int
     decode_tok_s: float | None = None
     prefill_tok_s: float | None = None
+    doubtful: bool = False
 
 
 def uniform_trials(model: str, frontier: FrontierRecipe, low: float, high: float) -> list[Trial]:
