@@ -115,7 +115,7 @@ cross-tokens: install ## transformers' tokens from the native runtime: here, und
 	$(BIN)/python tests/interop/native_tokens.py build/tokens --ort build/aarch64-root/libonnxruntime.so \
 	  --run $(QEMU) build/aarch64-programs/tokens
 	for bundle in llama-dense llama-packed mamba2-dense mamba2-packed; do \
-	  $(QEMU) build/aarch64-programs/engine_test build/tokens/$$bundle build/aarch64-root/libonnxruntime.so || exit 1; done
+	  $(QEMU) build/aarch64-programs/engine_test build/tokens/$$bundle build/aarch64-root/libonnxruntime.so 3 || exit 1; done
 	$(QEMU) build/aarch64-programs/edgeslim-bench build/tokens/mamba2-packed --ort build/aarch64-root/libonnxruntime.so \
 	  --prompt-tokens 8 --new-tokens 4 --repeats 2
 

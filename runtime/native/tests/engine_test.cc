@@ -1,9 +1,11 @@
 // The runtime without Python: `engine_test` checks the readers of files and the samplers; `engine_test BUNDLE ORT` also
 // loads a bundle and tries sessions: steps and chunks, sampling, cancelling from another thread, saved states, faults.
+// A third argument says how often it cancels.
 #include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -21,6 +23,7 @@ namespace {
 using namespace edgeslim;
 
 int64_t passed = 0, failed = 0;
+int rounds = 20;  // of cancelling
 
 void expect(bool holds, const char* what) {
   ++(holds ? passed : failed);
@@ -283,7 +286,7 @@ void cancelling(const Loaded& loaded) {
   edgeslim_sampling greedy = {};
   const std::vector<int32_t> expected = written(one.session, greedy, 40);
   edgeslim_error error;
-  for (int i = 0; i < 20; ++i) {
+  for (int i = 0; i < rounds; ++i) {
     edgeslim_session_reset(one.session);
     std::vector<int32_t> tokens;
     std::atomic<int32_t> code{-1};
@@ -462,7 +465,8 @@ int main(int argc, char** argv) {
   paths();
   bundle_reader();
   samplers();
-  if (argc == 3) {
+  if (argc == 4) rounds = std::atoi(argv[3]);
+  if (argc >= 3) {
     if (!every_case(argv[1], argv[2], 0)) every_case(argv[1], argv[2], EDGESLIM_WITH_ONNXRUNTIME);
   }
   std::printf("%lld passed, %lld failed\n", (long long)passed, (long long)failed);
