@@ -194,7 +194,8 @@ def test_the_copy_is_found_again_until_the_checkpoint_changes(tmp_path: Path) ->
 
 def test_a_tokenizer_beside_the_weights_goes_along_even_where_it_came_later(tmp_path: Path) -> None:
     folder = _save(tmp_path / "model", "Mamba1")
-    with pytest.raises(CheckpointError, match=r"/model: no tokenizer; expected tokenizer\.json .*EleutherAI/gpt-neox-20b"):
+    expected = r"/model: no tokenizer; expected tokenizer\.json .*EleutherAI/gpt-neox-20b"
+    with pytest.raises(CheckpointError, match=expected):
         Checkpoint.open(folder).tokenizer()
 
     tiny_tokenizer().save_pretrained(folder)
