@@ -82,7 +82,7 @@ def test_a_phone_that_disappears_while_it_measures_is_one_line(
     phone.on_program = lambda: threading.Timer(0.05, phone.stop).start()
 
     with pytest.raises(DeviceError, match=rf"^adb:{phone.serial}: the phone is (gone|offline)"):
-        profile_on(f"adb:{phone.serial}", tiny_bundle, bench_dir=bench_dir, new_tokens=2000, repeats=50)
+        profile_on(f"adb:{phone.serial}", tiny_bundle, bench_dir=bench_dir, new_tokens=100, repeats=1000)
 
 
 def test_a_phone_that_is_not_allowed_in_ends_the_command_line_with_one_line(phones: Phones, tiny_bundle: Path) -> None:
