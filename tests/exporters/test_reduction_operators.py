@@ -46,7 +46,7 @@ def run(model: bytes, feeds: dict[str, np.ndarray], by_kernels: bool) -> list[np
 
 
 def powers(count: int, batch: int) -> np.ndarray:
-    """Rows [B, N, D] with one entry each, of `count` lengths: cosines are 0 or 1, sums and norms exact, ties everywhere."""
+    """Rows [B, N, D] of one entry each, of `count` lengths: cosines are 0 or 1, sums and norms exact, ties many."""
     rows = np.zeros((batch, TOKENS, WIDTH), np.float32)
     at = np.ix_(np.arange(batch), np.arange(TOKENS))
     rows[(*at, RNG.integers(WIDTH, size=(batch, TOKENS)))] = 2.0 ** RNG.integers(count, size=(batch, TOKENS))
