@@ -76,6 +76,10 @@ struct ForKernels {
   }
   static ort::Status* attribute_int(const ort::KernelInfo* info, const char* name, int64_t* value) {
     return guarded([&] {
+      if (!std::strcmp(name, ort::kOwnThreads)) {
+        *value = int64_t(view_of(info)->program->threads().count());
+        return Fault{};
+      }
       const Attribute* found = attribute(info, name);
       if (!found || !found->has_integer) return unknown();
       *value = found->integer;

@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <vector>
 
+#include "core/pieces.h"
+
 namespace edgeslim::builtin {
 
 class Coming {
@@ -12,12 +14,13 @@ class Coming {
   void add(const void* data, std::size_t bytes) { ranges_.push_back({static_cast<const char*>(data), bytes}); }
   bool empty() const { return ranges_.empty(); }
 
-  // Asks for a next part of the share that is read as number `share` of kShares, `at` bytes of which are asked for already.
-  // Returns how many are then; the same where there are no more.
-  std::size_t ask(std::size_t share, std::size_t at) const {
+  // Asks for a next part of one of the pieces that it is read in, `at` bytes of which are asked for already. Returns how
+  // many are then; the same where there are no more.
+  std::size_t ask(const Pieces& pieces, int64_t piece, std::size_t at) const {
     std::size_t before = 0;
     for (const Range& range : ranges_) {
-      const std::size_t first = range.bytes / kShares * share, bytes = range.bytes / kShares;
+      const auto first = std::size_t(pieces.start(piece, int64_t(range.bytes)));
+      const std::size_t bytes = std::size_t(pieces.start(piece + 1, int64_t(range.bytes))) - first;
       if (at < before + bytes) {
         const std::size_t from = at - before, to = from + kPart < bytes ? from + kPart : bytes;
         for (std::size_t i = from; i < to; i += kLine) __builtin_prefetch(range.data + first + i, 0, 2);
@@ -27,8 +30,6 @@ class Coming {
     }
     return at;
   }
-
-  static constexpr std::size_t kShares = 16;  // as many as a matrix is cut into for one token
 
  private:
   struct Range {

@@ -94,6 +94,7 @@ int Program::number_of(const std::string& name) {
 }
 
 Fault Program::make(int threads, bool operators) {
+  threads_ = std::make_unique<ThreadPool>(threads);  // kernels ask how many
   if (Fault wrong = number_values()) return wrong;
   for (const Node& node : file_.graph().nodes) {
     Fault wrong = node.domain.empty() && node.op == "Constant" ? add_constant(node) : add_step(node, operators);
@@ -113,7 +114,6 @@ Fault Program::make(int threads, bool operators) {
   }
   find_last_uses();
   find_matrices();
-  threads_ = std::make_unique<ThreadPool>(threads);
   return {};
 }
 

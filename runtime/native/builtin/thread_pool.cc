@@ -39,38 +39,38 @@ int count_threads(int threads) {
 
 }  // namespace
 
-// Asks for what is expected, share after share in the order in which a thread takes pieces: the caller's from the front,
+// Asks for what is expected, piece after piece in the order in which a thread takes pieces: the caller's from the front,
 // those of workers from the back.
 class ThreadPool::Asker {
  public:
-  Asker(const std::atomic<const Coming*>& expected, std::size_t first, std::ptrdiff_t stride)
-      : expected_(expected), first_(first), stride_(stride) {}
+  Asker(const std::atomic<const Coming*>& expected, int threads, int64_t first, int64_t stride)
+      : expected_(expected), pieces_(Pieces::tapering(kLevels, threads)), first_(first), stride_(stride) {}
 
   void ask() {
     const Coming* coming = expected_.load(std::memory_order_relaxed);
     if (coming != coming_) {
       coming_ = coming;
-      share_ = first_;
+      piece_ = first_;
       at_ = asked_ = 0;
     }
-    if (!coming || share_ >= Coming::kShares || asked_ >= kMostAsked) return;
-    const std::size_t now = coming->ask(share_, at_);
+    if (!coming || piece_ < 0 || piece_ >= pieces_.count() || asked_ >= kMostAsked) return;
+    const std::size_t now = coming->ask(pieces_, piece_, at_);
     asked_ += now - at_;
-    if (now == at_) share_ += std::size_t(stride_);  // below 0 is beyond the last share, too
+    if (now == at_) piece_ += stride_;
     at_ = now == at_ ? 0 : now;
   }
 
  private:
   const std::atomic<const Coming*>& expected_;
-  std::size_t first_;
-  std::ptrdiff_t stride_;
+  const Pieces pieces_;
+  const int64_t first_, stride_;
   const Coming* coming_ = nullptr;
-  std::size_t share_ = 0, at_ = 0, asked_ = 0;
+  int64_t piece_ = 0;
+  std::size_t at_ = 0, asked_ = 0;
 };
 
-ThreadPool::ThreadPool(int threads) {
-  threads = count_threads(threads);
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i, threads] { work(i, threads - 1); });
+ThreadPool::ThreadPool(int threads) : count_(count_threads(threads)) {
+  for (int i = 1; i < count_; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -95,7 +95,7 @@ void ThreadPool::run(Pool::Task task, std::size_t count, void* data) {
     task(data, std::size_t(front_of(word)));
     done_.fetch_add(1, std::memory_order_release);
   }
-  Asker asker(coming_, 0, 1);
+  Asker asker(coming_, count_, 0, 1);
   for (int looks = 0; done_.load(std::memory_order_acquire) != count; ++looks) {
     asker.ask();
     pause();
@@ -119,8 +119,8 @@ void ThreadPool::expect(const Coming* next, const Coming* after) {
   after_.store(after, std::memory_order_relaxed);
 }
 
-void ThreadPool::work(int worker, int workers) {
-  Asker asker(coming_, Coming::kShares - std::size_t(worker), -workers);
+void ThreadPool::work(int worker) {
+  Asker asker(coming_, count_, kLevels * count_ - worker, 1 - count_);
   while (wait_for_work(&asker)) {
     const uint64_t word = word_.fetch_add(kOneAtBack, std::memory_order_acquire);
     if (!has_work(word)) continue;

@@ -23,6 +23,8 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
+  int count() const { return count_; }
+
   // Calls task(data, i) for every i in [0, count) and returns when all are done. A second caller, and a task that calls
   // this, do their work alone.
   void run(Pool::Task task, std::size_t count, void* data);
@@ -35,8 +37,10 @@ class ThreadPool {
   class Asker;
 
   void publish(Pool::Task task, std::size_t count, void* data);
-  void work(int worker, int workers);
+  void work(int worker);
   bool wait_for_work(Asker* asker);
+
+  const int count_;
 
   // How many pieces the job has, and how many are taken from its front, by the caller, and from its back, by workers, in
   // one word: who adds 1 to either owns a piece if there was one left before, and until that piece is done the job's other

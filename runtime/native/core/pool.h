@@ -11,6 +11,7 @@ struct Pool {
 
   void* owner = nullptr;
   void (*run)(void* owner, Task task, std::size_t count, void* data) = nullptr;
+  int64_t threads = 0;  // that take pieces from both ends, the caller from the front; 0: in any order
 
   // Calls f(i) for every i in [0, count), in any order, and returns when all are done.
   template <class F>

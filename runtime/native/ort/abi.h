@@ -95,4 +95,7 @@ struct Functions {
 #undef EDGESLIM_DECLARE
 };
 
+// Integer attribute of every node by which this library's own executor tells kernels how many threads it has.
+constexpr char kOwnThreads[] = "edgeslim.threads";
+
 }  // namespace edgeslim::ort

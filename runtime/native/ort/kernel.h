@@ -81,17 +81,20 @@ class Runtime {
     return wrong ? f_.create_status(kInvalidArgument, wrong.text) : nullptr;
   }
 
-  // The session's threads. `self` must outlive the pool.
+  // How many threads this library's own executor has; 0 where another runs the graph.
+  int64_t own_threads(const KernelInfo* info) const { return integer(info, kOwnThreads, 0); }
+
+  // The session's threads, `own` of this library's executor. `threads` must outlive the pool.
   struct Threads {
     const Runtime* runtime;
     const KernelContext* context;
   };
-  static Pool pool(Threads* threads) {
+  static Pool pool(Threads* threads, int64_t own = 0) {
     return {threads, [](void* owner, Pool::Task task, std::size_t count, void* data) {
               const auto* t = static_cast<Threads*>(owner);
               if (t->runtime->failed(t->runtime->f_.parallel_for(t->context, task, count, 0, data)))
                 for (std::size_t i = 0; i < count; ++i) task(data, i);
-            }};
+            }, own};
   }
 
  private:

@@ -4,13 +4,14 @@
 #include <atomic>
 
 #include "core/buffer.h"
+#include "core/pieces.h"
 
 namespace edgeslim {
 namespace {
 
 // What is worth handing to another thread: of weights that are read, of products, of tokens that are quantized.
 constexpr int64_t kTaskBytes = 32 << 10, kTaskProducts = 1 << 20, kTaskTokens = 8;
-constexpr int64_t kMostTasks = 16;    // of one token: a few for each thread, so that a slow core takes fewer
+constexpr int64_t kMostTasks = 16;    // of one token, in any order: a few for each thread, so that a slow core takes fewer
 constexpr int64_t kTokensInline = 4;  // so few tokens are quantized by the calling thread
 
 int64_t bytes_of_tile(const Packed& w) {
@@ -19,29 +20,33 @@ int64_t bytes_of_tile(const Packed& w) {
   return masks + w.steps * w.step_bytes;
 }
 
-// Calls f(tiles) for each of `pieces` pieces of an even number of tiles. Where a thread is likely to go on is told by the
-// piece that it had before, since pools hand out pieces in order from one end or from both.
+// Calls f(tiles) for each piece of an even number of tiles. Where a thread is likely to go on is told by the piece that it
+// had before, since pools hand out pieces in order from one end or from both.
 template <class F>
-void each_piece(const Packed& w, int64_t pieces, const Pool& pool, F f) {
+void each_piece(const Packed& w, const Pieces& pieces, const Pool& pool, F f) {
   struct Taken {
     const void* matrix;
     int64_t piece;
   };
-  const int64_t pairs = ceil_div(w.tiles, 2);
-  const auto start = [&](int64_t piece) { return std::min(pairs * piece / pieces * 2, w.tiles); };
-  pool.each(pieces, [&](int64_t piece) {
+  const int64_t pairs = ceil_div(w.tiles, 2), count = pieces.count();
+  const auto start = [&](int64_t piece) { return std::min(2 * pieces.start(piece, pairs), w.tiles); };
+  pool.each(count, [&](int64_t piece) {
     thread_local Taken taken{};
-    const int64_t toward_middle = 2 * piece < pieces ? 1 : -1;
+    const int64_t toward_middle = 2 * piece < count ? 1 : -1;
     const int64_t next = piece + (taken.matrix == w.values ? piece - taken.piece : toward_middle);
     taken = {w.values, piece};
-    f(Tiles{start(piece), start(piece + 1), next < 0 ? w.tiles : start(std::min(next, pieces))});
+    const Tiles tiles{start(piece), start(piece + 1), next < 0 ? w.tiles : start(std::min(next, count))};
+    if (tiles.first < tiles.last) f(tiles);
   });
 }
 
-int64_t count_pieces(const Packed& w, int64_t tokens) {
+Pieces cut(const Packed& w, int64_t tokens, const Pool& pool) {
   const int64_t pairs = ceil_div(w.tiles, 2), bytes = w.tiles * bytes_of_tile(w) / kTaskBytes;
-  if (tokens <= kFew) return std::clamp<int64_t>(bytes, 1, std::min(pairs, kMostTasks));
-  return std::clamp<int64_t>(std::max(bytes, w.n * w.k / std::max<int64_t>(kTaskProducts / tokens, 1)), 1, pairs);
+  const auto at_most = [](int64_t count, int64_t most) { return std::clamp<int64_t>(count, 1, most); };
+  const int64_t of_products = std::max<int64_t>(kTaskProducts / tokens, 1);
+  if (tokens > kFew) return Pieces::even(at_most(std::max(bytes, w.n * w.k / of_products), pairs));
+  if (pool.threads) return Pieces::tapering(at_most(bytes / pool.threads, kLevels), pool.threads);
+  return Pieces::even(at_most(bytes, std::min(pairs, kMostTasks)));
 }
 
 // Calls f for each token before a product.
@@ -87,10 +92,10 @@ bool run_int8(const Packed& w, const Kernels& kernels, const Prologue& in, int64
   if (!enough) return false;
   const Quantized x{codes, sums, scale, tokens, stride};
   if (tokens <= kFew) {
-    each_piece(w, count_pieces(w, tokens), pool, [&](const Tiles& tiles) { kernels.few(w, x, out, tiles); });
+    each_piece(w, cut(w, tokens, pool), pool, [&](const Tiles& tiles) { kernels.few(w, x, out, tiles); });
     return true;
   }
-  each_piece(w, count_pieces(w, tokens), pool, [&](const Tiles& tiles) {
+  each_piece(w, cut(w, tokens, pool), pool, [&](const Tiles& tiles) {
     thread_local Buffer memory;
     uint8_t* scratch = memory.of<uint8_t>(2 * w.steps * kStepPositions);
     if (!scratch) return enough.store(false);
@@ -107,7 +112,7 @@ bool run_single(const Packed& w, const Kernels& kernels, const Prologue& in, int
   if (!t) return false;
   each_token(tokens, pool, [&](int64_t token) { kernels.prologue(in, token, w.k, stride, t + token * stride); });
   std::atomic<bool> enough{true};
-  each_piece(w, count_pieces(w, tokens), pool, [&](const Tiles& tiles) {
+  each_piece(w, cut(w, tokens, pool), pool, [&](const Tiles& tiles) {
     thread_local Buffer memory;
     float* scratch = memory.of<float>(kTileRows * (kFloatChunk + tokens));
     if (!scratch) return enough.store(false);

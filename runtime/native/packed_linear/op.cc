@@ -31,6 +31,7 @@ struct PackedLinear {
     gate_start = runtime.integer(info, "gate_start", 0);
     epsilon = runtime.number(info, "epsilon", 0);
     activations = runtime.says(info, "activations", "float") ? Activations::single : Activations::int8;
+    own_threads = runtime.own_threads(info);
     if (x_start < 0 || gate_start < 0) *wrong = fault("x_start and gate_start must not be negative");
   }
 
@@ -62,14 +63,15 @@ struct PackedLinear {
     const Output out{y.as<float>(), w.n, bias ? bias.as<const float>() : nullptr,
                      residual ? residual.as<const float>() : nullptr, w.n};
     Runtime::Threads threads{&runtime, context};
-    if (!run_linear(w, chosen(), activations, in, tokens, out, Runtime::pool(&threads))) return fault("out of memory");
+    if (!run_linear(w, chosen(), activations, in, tokens, out, Runtime::pool(&threads, own_threads)))
+      return fault("out of memory");
     return {};
   }
 
   Runtime runtime;
   Packed w;
   Activations activations = Activations::int8;
-  int64_t x_start = 0, gate_start = 0;
+  int64_t x_start = 0, gate_start = 0, own_threads = 0;
   float epsilon = 0;
 };
 

@@ -58,17 +58,36 @@ void every_piece_is_done_once() {
   }
 }
 
-void what_is_coming_is_asked_for_share_by_share() {
+void what_is_coming_is_asked_for_piece_by_piece() {
   const std::vector<char> memory(70000);
   Coming coming;
   coming.add(memory.data(), 65536);
   coming.add(memory.data(), 1600);
-  for (std::size_t share = 0; share < Coming::kShares; ++share) {
-    std::size_t at = 0, asks = 0;
-    for (std::size_t now; (now = coming.ask(share, at)) != at; ++asks) at = now;
-    expect(at == 65536 / Coming::kShares + 1600 / Coming::kShares && asks == 5, "a share of two ranges, to its end");
+  for (const Pieces& pieces : {Pieces::even(16), Pieces::tapering(6, 2), Pieces::tapering(3, 5)}) {
+    std::size_t all = 0;
+    for (int64_t piece = 0; piece < pieces.count(); ++piece) {
+      std::size_t at = 0;
+      for (std::size_t now; (now = coming.ask(pieces, piece, at)) != at;) at = now;
+      all += at;
+    }
+    expect(all == 65536 + 1600, "all pieces of two ranges, to their ends");
   }
-  expect(Coming().ask(0, 0) == 0, "of nothing, nothing");
+  expect(Coming().ask(Pieces::even(16), 0, 0) == 0, "of nothing, nothing");
+}
+
+void pieces_follow_each_other_and_taper_toward_where_threads_meet() {
+  for (const int64_t threads : {1, 2, 3, 4, 8})
+    for (const int64_t total : {1, 30, 1000, 1 << 20}) {
+      const Pieces pieces = Pieces::tapering(6, threads);
+      bool ordered = pieces.start(0, total) == 0 && pieces.start(pieces.count(), total) == total;
+      for (int64_t i = 0; i < pieces.count(); ++i) ordered = ordered && pieces.start(i, total) <= pieces.start(i + 1, total);
+      expect(ordered, "from 0 to their end, threads " + std::to_string(threads));
+      const auto length = [&](int64_t i) { return pieces.start(i + 1, total) - pieces.start(i, total); };
+      if (total < 1000) continue;
+      expect(length(0) > 3 * length(5), "the caller's first is longer than its last");
+      expect(threads == 1 || length(pieces.count() - 1) > 3 * length(6), "those of the others, too");
+      expect(pieces.start(6, total) == int64_t(double(total) / double(threads) + 0.5), "each thread has an even part");
+    }
 }
 
 void callers_do_not_wait_for_each_other() {
@@ -350,7 +369,8 @@ void refusals() {
 
 int main() {
   every_piece_is_done_once();
-  what_is_coming_is_asked_for_share_by_share();
+  what_is_coming_is_asked_for_piece_by_piece();
+  pieces_follow_each_other_and_taper_toward_where_threads_meet();
   callers_do_not_wait_for_each_other();
   standard_operators();
   small_graph();
