@@ -1,6 +1,11 @@
 """One operator with a state as a model of its own, by kernel or function body, and what graphs are asked in tests."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +64,36 @@ def session(model: bytes, *, library: bool) -> onnxruntime.InferenceSession:
     if library:
         options.register_custom_ops_library(str(LIBRARY))
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def assert_same_bits_on_every_isa(cases: Sequence[tuple[bytes, Arrays]], folder: Path) -> None:
+    """Run models on their inputs by the kernels of every instruction set, each in a process of its own, which reads
+    EDGESLIM_ISA once; all must give the bits of the scalar ones."""
+    for index, (model, feed) in enumerate(cases):
+        (folder / f"{index}.onnx").write_bytes(model)
+        np.savez(folder / f"{index}.npz", **feed)
+    found = {}
+    for isa in ISAS:
+        (folder / isa).mkdir()
+        program = "import sys, recurrences; recurrences.save_outputs(*sys.argv[1:])"
+        paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+        environment = {**os.environ, "EDGESLIM_ISA": isa, "PYTHONPATH": paths}
+        command = [sys.executable, "-c", program, str(folder), str(folder / isa)]
+        subprocess.run(command, env=environment, check=True, timeout=120)
+        found[isa] = [dict(np.load(folder / isa / f"{index}.npz")) for index in range(len(cases))]
+    for isa, outputs in found.items():
+        for index, (arrays, expected) in enumerate(zip(outputs, found["scalar"], strict=True)):
+            for name, array in arrays.items():
+                assert np.array_equal(array, expected[name]), f"{name} of case {index} on {isa}"
+
+
+def save_outputs(cases: str, into: str) -> None:
+    """Write what the kernels give for each model in folder `cases` into folder `into`."""
+    for path in Path(cases).glob("*.onnx"):
+        run = session(path.read_bytes(), library=True)
+        names = [output.name for output in run.get_outputs()]
+        arrays = run.run(names, dict(np.load(path.with_suffix(".npz"))))
+        np.savez(Path(into) / f"{path.stem}.npz", **dict(zip(names, arrays, strict=True)))
 
 
 def close(found: list[F32], expected: list[Any]) -> bool:

@@ -1,8 +1,5 @@
 """Mamba-1's recurrence: kernel, function body and float64 say the same, and the pass finds it and nothing else."""
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +11,19 @@ import onnxruntime
 import pytest
 from families import save_tiny
 from onnx import helper
-from recurrences import BOTH, F64, ISAS, Arrays, close, first, kinds, model_of, needs_library, session, weights_of
+from recurrences import (
+    BOTH,
+    F64,
+    Arrays,
+    assert_same_bits_on_every_isa,
+    close,
+    first,
+    kinds,
+    model_of,
+    needs_library,
+    session,
+    weights_of,
+)
 
 from edgeslim.exporters.bundle import export_checkpoint
 from edgeslim.exporters.functions import GATED, SELECTIVE_SCAN, selective_scan_function
@@ -151,31 +160,9 @@ def test_steps_without_bounds_stay_numbers_and_what_is_none_stays_none() -> None
 
 @needs_library
 def test_every_instruction_set_gives_the_same_bits(tmp_path: Path) -> None:
-    outputs = {}
-    for isa in ISAS:
-        path = tmp_path / f"{isa}.npz"
-        program = "import sys, test_fuse_selective_scan as test; test.save_outputs(sys.argv[1])"
-        environment = {
-            **os.environ,
-            "EDGESLIM_ISA": isa,
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-        }
-        subprocess.run([sys.executable, "-c", program, str(path)], env=environment, check=True, timeout=120)
-        outputs[isa] = dict(np.load(path))
-    for isa, arrays in outputs.items():
-        for name, array in arrays.items():
-            assert np.array_equal(array, outputs["scalar"][name]), f"{name} on {isa}"
+    cases = [(scan_model(**s), scan_inputs(2, tokens, **s)) for tokens in (1, 2, 70) for s in (SIZES, WIDE)]
 
-
-def save_outputs(path: str) -> None:
-    """Write what the kernel gives for a few shapes to `path`; a process reads EDGESLIM_ISA once."""
-    arrays = {}
-    for tokens in (1, 2, 70):
-        for sizes in (SIZES, WIDE):
-            model, feed = scan_model(**sizes), scan_inputs(2, tokens, **sizes)
-            for part, array in enumerate(session(model, library=True).run(None, feed)):
-                arrays[f"{tokens}_{sizes['channels']}_{part}"] = array
-    np.savez(path, **arrays)
+    assert_same_bits_on_every_isa(cases, tmp_path)
 
 
 @needs_library

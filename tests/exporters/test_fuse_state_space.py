@@ -1,9 +1,6 @@
 """Mamba-2's recurrences: kernel, function body and float64 say the same, and the passes find them and nothing else."""
 
 import itertools
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +12,19 @@ import onnxruntime
 import pytest
 from families import save_tiny
 from onnx import helper
-from recurrences import BOTH, F64, ISAS, Arrays, close, first, kinds, model_of, needs_library, session, weights_of
+from recurrences import (
+    BOTH,
+    F64,
+    Arrays,
+    assert_same_bits_on_every_isa,
+    close,
+    first,
+    kinds,
+    model_of,
+    needs_library,
+    session,
+    weights_of,
+)
 
 from edgeslim.exporters.bundle import export_checkpoint
 from edgeslim.exporters.functions import CONV, SCAN, conv_function, scan_function
@@ -207,34 +216,14 @@ def test_the_state_may_be_written_over_the_one_before() -> None:
 
 @needs_library
 def test_every_instruction_set_gives_the_same_bits(tmp_path: Path) -> None:
-    outputs = {}
-    for isa in ISAS:
-        path = tmp_path / f"{isa}.npz"
-        program = "import sys, test_fuse_state_space as test; test.save_outputs(sys.argv[1])"
-        environment = {
-            **os.environ,
-            "EDGESLIM_ISA": isa,
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-        }
-        subprocess.run([sys.executable, "-c", program, str(path)], env=environment, check=True, timeout=120)
-        outputs[isa] = dict(np.load(path))
-    for isa, arrays in outputs.items():
-        for name, array in arrays.items():
-            assert np.array_equal(array, outputs["scalar"][name]), f"{name} on {isa}"
-
-
-def save_outputs(path: str) -> None:
-    """Write what the kernels give for a few shapes to `path`; a process reads EDGESLIM_ISA once."""
-    arrays = {}
     wide = {"num_heads": 2, "head_size": 80, "state_size": 16, "groups": 1, "dt_start": 0}
     large = {"num_heads": 16, "head_size": 64, "state_size": 128, "groups": 1, "dt_start": 0}  # streamed past caches
+    cases = []
     for tokens in (1, 2, 7, 64):
-        runs = [(conv_model(**CONV_SIZES), conv_inputs(2, tokens, **CONV_SIZES))]
-        runs += [(scan_model(**sizes), scan_inputs(2, tokens, **sizes)) for sizes in (SCAN_SIZES, wide, large)]
-        for index, (model, feed) in enumerate(runs):
-            for part, array in enumerate(session(model, library=True).run(None, feed)):
-                arrays[f"{tokens}_{index}_{part}"] = array
-    np.savez(path, **arrays)
+        cases.append((conv_model(**CONV_SIZES), conv_inputs(2, tokens, **CONV_SIZES)))
+        cases += [(scan_model(**sizes), scan_inputs(2, tokens, **sizes)) for sizes in (SCAN_SIZES, wide, large)]
+
+    assert_same_bits_on_every_isa(cases, tmp_path)
 
 
 @needs_library
