@@ -47,7 +47,7 @@ class ThreadPool::Asker {
       : expected_(expected), pieces_(Pieces::tapering(kLevels, threads)), first_(first), stride_(stride) {}
 
   void ask() {
-    const Coming* coming = expected_.load(std::memory_order_relaxed);
+    const Coming* coming = expected_.load(std::memory_order_acquire);
     if (coming != coming_) {
       coming_ = coming;
       piece_ = first_;
@@ -107,7 +107,7 @@ void ThreadPool::publish(Pool::Task task, std::size_t count, void* data) {
   task_.store(task, std::memory_order_relaxed);
   data_.store(data, std::memory_order_relaxed);
   done_.store(0, std::memory_order_relaxed);
-  coming_.store(after_.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  coming_.store(after_.load(std::memory_order_relaxed), std::memory_order_release);
   word_.store(uint64_t(count) << (2 * kBits), std::memory_order_seq_cst);
   if (asleep_.load(std::memory_order_seq_cst) == 0) return;
   { const std::lock_guard<std::mutex> lock(mutex_); }
@@ -115,7 +115,7 @@ void ThreadPool::publish(Pool::Task task, std::size_t count, void* data) {
 }
 
 void ThreadPool::expect(const Coming* next, const Coming* after) {
-  coming_.store(next, std::memory_order_relaxed);
+  coming_.store(next, std::memory_order_release);
   after_.store(after, std::memory_order_relaxed);
 }
 

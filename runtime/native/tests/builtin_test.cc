@@ -41,11 +41,11 @@ Tensor tensor(int element, std::vector<int64_t> shape, std::vector<T>& data) {
 
 void every_piece_is_done_once() {
   for (const int threads : {1, 2, 3, 8}) {
-    ThreadPool pool(threads);
     std::vector<std::atomic<int>> done(2000);
     const std::vector<char> memory(300000);
     Coming coming;
     coming.add(memory.data(), memory.size());
+    ThreadPool pool(threads);  // the last, so the first to end: its threads ask for what is coming as long as they live
     bool once = true;
     for (int job = 0; job < 3000; ++job) {
       pool.expect(job % 2 ? &coming : nullptr, job % 3 ? &coming : nullptr);
