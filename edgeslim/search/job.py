@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from edgeslim.search.trials import (
     Trial,
     best,
     budgets,
+    middle,
     mixed_trial,
     recipe_table,
     undominated,
@@ -31,6 +33,8 @@ from edgeslim.search.trials import (
 from edgeslim.toml_text import to_toml
 
 REPORT, TABLE, PLOT = "frontier.json", "frontier.md", "frontier.svg"
+TURNS = 3
+"""How often each form's speed is measured, the forms one after another."""
 
 
 def run_frontier(
@@ -61,6 +65,8 @@ def run_frontier(
             raise RecipeError(f"bits {recipe.bits}: no form takes so many; expected a range within 2.2-8.3")
         dense = run.dense()
         results = [run.measure(trial, number, len(trials)) for number, trial in enumerate(trials)]
+        if recipe.profile:
+            results = run.time(results)
         report = _report(model, recipe, dense, results)
         (content / REPORT).write_text(_json(report), encoding="utf-8")
         (content / TABLE).write_text(markdown(report), encoding="utf-8")
@@ -101,7 +107,8 @@ class _Run:
         ]
 
     def measure(self, trial: Trial, number: int, total: int) -> Result:
-        """Return what becomes of `trial`; its recipe is left beside the results, its files are not."""
+        """Return what becomes of `trial`, its speed apart; its recipe is left beside the results, its bundle until they
+        are there."""
 
         def progress(done: int, steps: int, label: str) -> None:
             self._progress(number, total, f"{trial.name}: {label} ({done} of {steps})")
@@ -109,10 +116,31 @@ class _Run:
         folder = self._content / "trials" / trial.name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.toml").write_text(to_toml(recipe_table(trial.recipe)), encoding="utf-8")
-        scratch = self._scratch / trial.name
-        result = Result(**self._once(f"trial {trial.name}", lambda: asdict(self._try(trial, scratch, progress))))
-        shutil.rmtree(scratch, ignore_errors=True)
+        result = Result(**self._once(f"trial {trial.name}", lambda: asdict(self._try(trial, progress))))
+        shutil.rmtree(self._checkpoint(trial.name), ignore_errors=True)
         return result
+
+    def time(self, results: list[Result]) -> list[Result]:
+        """Return `results` with their speeds. All forms take turns, so that an hour in which the machine is slow is not
+        one form's."""
+        for turn in range(TURNS):
+            for number, result in enumerate(results):
+                self._progress(turn * len(results) + number, TURNS * len(results), f"{result.name}: speed")
+                self._once(_turn(turn, result.name), partial(self._profile, self._bundle(result.name)))
+        turns = [[self._journal.steps[_turn(turn, result.name)] for turn in range(TURNS)] for result in results]
+        return [replace(result, **middle(found)) for result, found in zip(results, turns, strict=True)]
+
+    def _profile(self, bundle: Path) -> Record:
+        profile = api.profile(bundle)
+        assert isinstance(profile, Profile)
+        rates = {"decode_tok_s": profile.decode_tok_s_p50, "prefill_tok_s": profile.prefill_tok_s_p50}
+        return {**rates, "doubtful": bool(profile.warnings)}
+
+    def _checkpoint(self, name: str) -> Path:
+        return self._scratch / name / "checkpoint"
+
+    def _bundle(self, name: str) -> Path:
+        return self._scratch / name / "bundle"
 
     def _sensitivity(self) -> Record:
         from edgeslim.checkpoint import Checkpoint
@@ -133,17 +161,11 @@ class _Run:
         )
         return {"options": {name: [asdict(each) for each in found] for name, found in options.items()}, "sizes": sizes}
 
-    def _try(self, trial: Trial, scratch: Path, progress: Progress) -> Result:
-        checkpoint, bundle = scratch / "checkpoint", scratch / "bundle"
+    def _try(self, trial: Trial, progress: Progress) -> Result:
+        checkpoint, bundle = self._checkpoint(trial.name), self._bundle(trial.name)
         bits = self._once(f"prune {trial.name}", lambda: {"bits": self._prune(trial, checkpoint, progress)})["bits"]
         manifest = api.export(checkpoint, bundle, force=True, progress=progress, **asdict(trial.recipe.export))
         perplexity = self._perplexity(bundle, progress)
-        speeds: dict[str, Any] = {}
-        if self._recipe.profile:
-            profile = api.profile(bundle, progress=progress)
-            assert isinstance(profile, Profile)
-            rates = {"decode_tok_s": profile.decode_tok_s_p50, "prefill_tok_s": profile.prefill_tok_s_p50}
-            speeds = {**rates, "doubtful": bool(profile.warnings)}
         return Result(
             name=trial.name,
             budget=trial.budget,
@@ -151,7 +173,6 @@ class _Run:
             perplexity=perplexity,
             weight_bytes=manifest.weight_bytes,
             bundle_bytes=sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()),
-            **speeds,
         )
 
     def _prune(self, trial: Trial, checkpoint: Path, progress: Progress) -> float:
@@ -172,6 +193,10 @@ class _Run:
         if step not in self._journal.steps:
             self._journal.finish(step, work())
         return self._journal.steps[step]
+
+
+def _turn(turn: int, name: str) -> str:
+    return f"speed {name} {turn}"
 
 
 def _absolute(place: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 from edgeslim.recipe import ExportRecipe, FrontierRecipe, LayerRecipe, PruneRecipe, Recipe
@@ -28,7 +29,7 @@ class Trial:
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """What became of one trial: bits a weight of its linears by count, perplexity of its bundle, bytes of all weights
-    as packed, tokens a second where they were measured; `doubtful`: with a warning, such as of a busy machine."""
+    as packed, tokens a second where they were measured; `doubtful`: always with a warning, as of a busy machine."""
 
     name: str
     budget: float | None
@@ -84,6 +85,13 @@ def best(results: Sequence[Result], dense: float, *, max_bytes: int | None, min_
         and (min_tok_s is None or (result.decode_tok_s or 0.0) >= min_tok_s)
     ]
     return min(fitting, key=lambda result: result.perplexity, default=None)
+
+
+def middle(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the medians of the rates measured in `turns`, of those without a warning where there are such."""
+    quiet = [turn for turn in turns if not turn["doubtful"]]
+    rates = {key: median(turn[key] for turn in quiet or turns) for key in ("decode_tok_s", "prefill_tok_s")}
+    return {**rates, "doubtful": not quiet}
 
 
 def undominated(results: Sequence[Result]) -> list[Result]:

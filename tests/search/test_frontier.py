@@ -12,7 +12,7 @@ import edgeslim
 from edgeslim import api
 from edgeslim.errors import OutputError, RecipeError
 from edgeslim.search.forms import Form, parse_range
-from edgeslim.search.trials import Result, best, budgets, undominated
+from edgeslim.search.trials import Result, best, budgets, middle, undominated
 
 WORDS = "once upon a time there was a small model that lived on a device with two cores and read every line "
 
@@ -71,6 +71,54 @@ def test_without_a_budget_the_best_is_the_smallest_that_costs_little() -> None:
     chosen = best(results, 6.0, max_bytes=None, min_tok_s=None)
     assert chosen is not None and chosen.name == "close"
     assert best(results[:1], 6.0, max_bytes=None, min_tok_s=None) is None
+
+
+def _turn(decode: float, prefill: float, doubtful: bool = False) -> dict[str, Any]:
+    return {"decode_tok_s": decode, "prefill_tok_s": prefill, "doubtful": doubtful}
+
+
+def test_a_speed_is_the_median_of_the_turns_in_which_the_machine_was_quiet() -> None:
+    assert middle([_turn(90, 900), _turn(100, 1000), _turn(120, 800)]) == _turn(100, 900)
+    assert middle([_turn(90, 900), _turn(10, 100, True), _turn(20, 200, True)]) == _turn(90, 900)
+    assert middle([_turn(30, 300, True), _turn(10, 100, True), _turn(20, 200, True)]) == _turn(20, 200, True)
+
+
+def test_forms_take_turns_when_their_speeds_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    save_tiny(tmp_path / "model", "llama", dtype=torch.bfloat16)
+    (tmp_path / "text.txt").write_text(WORDS * 40)
+    order: list[str] = []
+    original = api.profile
+
+    def counted(bundle: Any, **kwargs: Any) -> Any:
+        order.append(Path(bundle).parent.name)
+        return original(bundle, prompt_tokens=4, new_tokens=4, repeats=1, **kwargs)
+
+    monkeypatch.setattr(api, "profile", counted)
+    report = api.frontier(
+        tmp_path / "model",
+        tmp_path / "out",
+        bits="4.2-4.3",
+        calib=str(tmp_path / "text.txt"),
+        text=str(tmp_path / "text.txt"),
+        samples=4,
+        seqlen=32,
+        eval_seqlen=32,
+        device="cpu",
+        effort="fast",
+        plot=False,
+    )
+    assert order == ["int4", "mixed-4.25"] * 3
+    assert all(trial["decode_tok_s"] > 0 and trial["prefill_tok_s"] > 0 for trial in report["trials"])
+    assert sorted(place.name for place in (tmp_path / "out").rglob("*")) == [
+        "frontier.json",
+        "frontier.md",
+        "int4",
+        "mixed-4.25",
+        "recipe.toml",
+        "recipe.toml",
+        "trials",
+    ]
 
 
 def test_a_killed_frontier_goes_on_and_its_recipes_repeat_its_trials(
