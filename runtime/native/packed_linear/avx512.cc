@@ -326,18 +326,29 @@ static inline __m512i pair_codes(const uint8_t* values) {
   return _mm512_and_si512(codes, _mm512_set1_epi8((1 << BITS) - 1));
 }
 
-// Two steps: their masks in 16 bytes, their values, their eight inputs.
+// Which of eight inputs each byte of two steps meets, from the steps' masks; bit 7 where none.
 template <int BITS>
-static inline void add_pair(__m128i masks, const uint8_t* values, const int8_t* a, PairSums& sums) {
+static inline __m512i pair_places(__m128i masks) {
   const PairTables<BITS>& tables = kPairTables<BITS>;
   const __m512i words = _mm512_permutexvar_epi8(_mm512_load_si512(tables.mask), _mm512_castsi128_si512(masks));
   const __m512i fours = _mm512_multishift_epi64_epi8(_mm512_load_si512(tables.mask_shift), words);
   const __m512i kinds =  // (fours & 15) | kind
       _mm512_ternarylogic_epi32(fours, _mm512_set1_epi8(15), _mm512_load_si512(tables.kind), 0xea);
-  const __m512i places = _mm512_permutexvar_epi8(kinds, _mm512_load_si512(tables.place));
+  return _mm512_permutexvar_epi8(kinds, _mm512_load_si512(tables.place));
+}
+
+// The masks of the next two of `steps` steps; of a lone one only its own.
+static inline __m128i pair_masks(const uint8_t* masks, int64_t steps) {
+  const auto* from = reinterpret_cast<const __m128i*>(masks);
+  return steps > 1 ? _mm_loadu_si128(from) : _mm_loadl_epi64(from);
+}
+
+// Two steps: which inputs they take, their values, their eight inputs.
+template <int BITS>
+static inline void add_pair(__m128i masks, const uint8_t* values, const int8_t* a, PairSums& sums) {
   int64_t eight;
   std::memcpy(&eight, a, 8);
-  const __m512i inputs = _mm512_shuffle_epi8(_mm512_set1_epi64(eight), places);
+  const __m512i inputs = _mm512_shuffle_epi8(_mm512_set1_epi64(eight), pair_places<BITS>(masks));
   add_products(sums.codes, pair_codes<BITS>(values), inputs);
   add_products(sums.inputs, _mm512_set1_epi8(1), inputs);
 }
@@ -364,10 +375,8 @@ static void few_pairs(const Packed& w, const Quantized& x, const Output& out, co
           add_pair<BITS>(_mm_loadu_si128(reinterpret_cast<const __m128i*>(masks)), values, a, even);
           add_pair<BITS>(_mm_loadu_si128(reinterpret_cast<const __m128i*>(masks + 16)), values + 2 * bytes, a + 8, odd);
         }
-        for (; steps > 0; steps -= 2, values += 2 * bytes, masks += 16, a += 8)  // of a lone step only its own mask
-          add_pair<BITS>(steps > 1 ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(masks))
-                                   : _mm_loadl_epi64(reinterpret_cast<const __m128i*>(masks)),
-                         values, a, even);
+        for (; steps > 0; steps -= 2, values += 2 * bytes, masks += 16, a += 8)
+          add_pair<BITS>(pair_masks(masks, steps), values, a, even);
         const __m512i zeros = _mm512_slli_epi32(_mm512_add_epi32(even.inputs, odd.inputs), BITS - 1);
         const __m512i sum = _mm512_sub_epi32(_mm512_add_epi32(even.codes, odd.codes), zeros);
         total = scaled(w, tile, group, sum, total);
@@ -376,28 +385,107 @@ static void few_pairs(const Packed& w, const Quantized& x, const Output& out, co
     }
 }
 
-template <int BITS, Layout LAYOUT>
-static void expand_tile(const Packed& w, int64_t tile, uint8_t* codes) {
-  Reader<BITS, LAYOUT> reader(w, tile);
-  for (int64_t step = 0; step < w.steps; ++step) _mm512_storeu_si512(codes + kStepPositions * step, reader.next());
-}
+// ---- many tokens -----------------------------------------------------------------------------------------------------
 
 // Before what indexes an array of sums: only unrolled loops leave it in registers.
 #define EDGESLIM_UNROLLED _Pragma("GCC unroll 12")
 
-// sums += steps [first, last) of TILES tiles, whose codes lie `apart` bytes apart, times TOKENS tokens, `a` the first's.
-template <int TILES, int TOKENS>
-static inline void add_steps(const uint8_t* codes, int64_t apart, const int8_t* a, int64_t stride, int64_t first,
-                             int64_t last, __m512i (&sums)[TILES][TOKENS]) {
-  for (int64_t step = first; step < last; ++step) {
-    __m512i column[TILES];
-    EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) column[i] = _mm512_loadu_si512(codes + i * apart + kStepPositions * step);
-    EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t) {
-      const __m512i four = four_inputs(a + t * stride + kStepInputs * step);
-      EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) add_products(sums[i][t], column[i], four);
+// Tiles as a block of tokens reads them: every input's code a byte. `apart` bytes lie between tiles.
+struct Whole {
+  const uint8_t* codes;
+  int64_t apart;
+
+  static int64_t bytes(const Packed& w) { return w.steps * kStepPositions; }
+
+  // A tile as this structure reads it.
+  template <int BITS, Layout LAYOUT>
+  static void expand(const Packed& w, int64_t tile, uint8_t* codes) {
+    Reader<BITS, LAYOUT> reader(w, tile);
+    for (int64_t step = 0; step < w.steps; ++step) _mm512_storeu_si512(codes + kStepPositions * step, reader.next());
+  }
+
+  // What sums of a group begin with.
+  __m512i start(const Packed& w, const Quantized& x, int64_t token, int64_t group, int) const {
+    return correction(w, x, token, group);
+  }
+
+  // sums += the steps of a group from `first` on, before `last`, times TOKENS tokens, `a` the first's.
+  template <int TILES, int TOKENS>
+  void add(const Packed&, const int8_t* a, int64_t stride, int64_t, int64_t first, int64_t last,
+           __m512i (&sums)[TILES][TOKENS]) const {
+    for (int64_t step = first; step < last; ++step) {
+      __m512i column[TILES];
+      EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) column[i] = _mm512_loadu_si512(codes + i * apart + kStepPositions * step);
+      EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t) {
+        const __m512i four = four_inputs(a + t * stride + kStepInputs * step);
+        EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) add_products(sums[i][t], column[i], four);
+      }
     }
   }
-}
+};
+
+// The same where a row keeps two of four inputs: two steps share a product. A group is what its sums begin with, and two
+// registers for every two steps, values and places. Inputs are unsigned here, 128 too large, and values signed, so that
+// what is to be taken off depends on the row alone.
+struct Pairs {
+  const uint8_t* codes;
+  int64_t apart;
+
+  static constexpr int64_t kStart = 64, kPair = 128;  // bytes
+
+  static int64_t group_bytes(const Packed& w) {
+    const int64_t steps = w.groups > 1 ? w.group_steps() : w.steps;
+    return kStart + kPair * ceil_div(steps, 2);
+  }
+  static int64_t bytes(const Packed& w) { return w.groups * group_bytes(w); }
+
+  template <int BITS, Layout>
+  static void expand(const Packed& w, int64_t tile, uint8_t* codes) {
+    const uint8_t *values = w.values + tile_start(w, tile), *masks = tile_masks(w, tile);
+    for (int64_t group = 0; group < w.groups; ++group) {
+      uint8_t* const start = codes + group * group_bytes(w);
+      uint8_t* to = start + kStart;
+      __m512i sum = _mm512_setzero_si512();
+      int64_t steps = w.steps - group * w.group_steps();
+      if (steps > w.group_steps()) steps = w.group_steps();
+      for (; steps > 0; steps -= 2, values += 8 * BITS, masks += 16, to += kPair) {
+        const __m512i places = pair_places<BITS>(pair_masks(masks, steps));
+        const __m512i signed_codes = _mm512_sub_epi8(pair_codes<BITS>(values), _mm512_set1_epi8(char(1 << (BITS - 1))));
+        const __m512i taken = _mm512_maskz_mov_epi8(_knot_mask64(_mm512_movepi8_mask(places)), signed_codes);
+        add_products(sum, _mm512_set1_epi8(1), taken);
+        _mm512_storeu_si512(to, taken);
+        _mm512_storeu_si512(to + 64, places);
+      }
+      _mm512_storeu_si512(start, _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sum, 7)));
+    }
+  }
+
+  __m512i start(const Packed& w, const Quantized&, int64_t, int64_t group, int tile) const {
+    return _mm512_loadu_si512(codes + tile * apart + group * group_bytes(w));
+  }
+
+  template <int TILES, int TOKENS>
+  void add(const Packed& w, const int8_t* a, int64_t stride, int64_t group, int64_t first, int64_t last,
+           __m512i (&sums)[TILES][TOKENS]) const {
+    const uint8_t* from = codes + group * group_bytes(w) + kStart;
+    const __m512i unsigned_by = _mm512_set1_epi8(char(0x80));
+    a += kStepInputs * first;
+    for (int64_t left = last - first; left > 0; left -= 2, from += kPair, a += 2 * kStepInputs) {
+      __m512i values[TILES], places[TILES];
+      EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) {
+        values[i] = _mm512_loadu_si512(from + i * apart);
+        places[i] = _mm512_loadu_si512(from + i * apart + 64);
+      }
+      EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t) {
+        int64_t eight;
+        std::memcpy(&eight, a + t * stride, 8);
+        const __m512i inputs = _mm512_xor_si512(_mm512_set1_epi64(eight), unsigned_by);
+        EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i)
+          add_products(sums[i][t], _mm512_shuffle_epi8(inputs, places[i]), values[i]);
+      }
+    }
+  }
+};
 
 // Asks for the lines that TOKENS tokens of the tiles from `tile` on are written to: wide outputs lie far from the core.
 template <int TILES, int TOKENS>
@@ -410,25 +498,63 @@ static inline void ask_for_outputs(const Output& out, int64_t n, int64_t tile, i
   }
 }
 
-// TILES tiles from `tile` on times TOKENS tokens from `token` on: all inputs under one scale.
+// Rows of outputs that are all there, each with its token's scale; what a store might change is read before the first.
+template <bool RESIDUAL, int TILES, int TOKENS>
+static inline void emit_rows(const float* scale, const float* residual, int64_t residual_stride, float* y, int64_t stride,
+                             const Zmm (&totals)[TILES][TOKENS]) {
+  EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t) {
+    const Zmm of_token = Zmm::set(scale[t]);
+    EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) {
+      Zmm value = Zmm::mul(totals[i][t], of_token);
+      if (RESIDUAL) value = Zmm::add(value, Zmm::load(residual + kTileRows * i));
+      value.store(y + kTileRows * i);
+    }
+    y += stride;
+    if (RESIDUAL) residual += residual_stride;
+  }
+}
+
+// `totals` of TILES tiles from `tile` on times TOKENS tokens from `token` on, with the tokens' scales.
 template <int TILES, int TOKENS>
-static inline void block(const Packed& w, const uint8_t* codes, int64_t apart, int64_t tile, const Quantized& x,
-                         int64_t token, const Output& out) {
+static inline void emit_block(const Packed& w, const Quantized& x, const Output& out, int64_t tile, int64_t token,
+                              const Zmm (&totals)[TILES][TOKENS]) {
+  const int64_t first = tile * kTileRows;
+  if (w.n - first >= TILES * kTileRows && !out.bias) {
+    float* y = out.y + token * out.y_stride + first;
+    if (!out.residual) return emit_rows<false>(x.scale + token, nullptr, 0, y, out.y_stride, totals);
+    const float* residual = out.residual + token * out.residual_stride + first;
+    return emit_rows<true>(x.scale + token, residual, out.residual_stride, y, out.y_stride, totals);
+  }
+  alignas(64) float kept[TILES][TOKENS][kTileRows];
+  EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t)
+    EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) totals[i][t].store(kept[i][t]);
+  for (int t = 0; t < TOKENS; ++t)
+    for (int i = 0; i < TILES; ++i)
+      emit(out, w.n, tile + i, token + t, Zmm::mul(Zmm::load(kept[i][t]), Zmm::set(x.scale[token + t])));
+}
+
+// TILES tiles from `tile` on times TOKENS tokens from `token` on: all inputs under one scale.
+template <int TILES, int TOKENS, class Tile>
+static inline void block(const Packed& w, const Tile& codes, int64_t tile, const Quantized& x, int64_t token,
+                         const Output& out) {
   ask_for_outputs<TILES, TOKENS>(out, w.n, tile, token);
   __m512i sums[TILES][TOKENS];
   EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t)
-    EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) sums[i][t] = correction(w, x, token + t, 0);
-  add_steps<TILES, TOKENS>(codes, apart, x.codes + token * x.stride, x.stride, 0, w.steps, sums);
-  EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t)  // the tiles of a token lie side by side in memory
-    EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i)
-      emit(out, w.n, tile + i, token + t,
-           Zmm::mul(scaled(w, tile + i, 0, sums[i][t], Zmm::set(0)), Zmm::set(x.scale[token + t])));
+    EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) sums[i][t] = codes.start(w, x, token + t, 0, i);
+  codes.add(w, x.codes + token * x.stride, x.stride, 0, 0, w.steps, sums);
+  Zmm totals[TILES][TOKENS];
+  EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) {
+    const Zmm scales = load_scales<Zmm>(w, tile + i, 0);
+    EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t)
+      totals[i][t] = Zmm::fma({_mm512_cvtepi32_ps(sums[i][t])}, scales, Zmm::set(0));
+  }
+  emit_block(w, x, out, tile, token, totals);
 }
 
 // The same where groups of inputs have scales of their own: a second set of sums.
-template <int TILES, int TOKENS>
-static inline void block_of_groups(const Packed& w, const uint8_t* codes, int64_t apart, int64_t tile,
-                                   const Quantized& x, int64_t token, const Output& out) {
+template <int TILES, int TOKENS, class Tile>
+static inline void block_of_groups(const Packed& w, const Tile& codes, int64_t tile, const Quantized& x, int64_t token,
+                                   const Output& out) {
   ask_for_outputs<TILES, TOKENS>(out, w.n, tile, token);
   Zmm total[TILES][TOKENS];
   for (auto& of_tile : total)
@@ -436,18 +562,16 @@ static inline void block_of_groups(const Packed& w, const uint8_t* codes, int64_
   for (int64_t group = 0, step = 0; group < w.groups; ++group) {
     __m512i sums[TILES][TOKENS];
     EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t)
-      EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) sums[i][t] = correction(w, x, token + t, group);
+      EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) sums[i][t] = codes.start(w, x, token + t, group, i);
     const int64_t end = step + w.group_steps() < w.steps ? step + w.group_steps() : w.steps;
-    add_steps<TILES, TOKENS>(codes, apart, x.codes + token * x.stride, x.stride, step, end, sums);
+    codes.add(w, x.codes + token * x.stride, x.stride, group, step, end, sums);
     step = end;
     EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) {
       const Zmm scales = load_scales<Zmm>(w, tile + i, group);
       EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t) total[i][t] = Zmm::fma({_mm512_cvtepi32_ps(sums[i][t])}, scales, total[i][t]);
     }
   }
-  EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t)
-    EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i)
-      emit(out, w.n, tile + i, token + t, Zmm::mul(total[i][t], Zmm::set(x.scale[token + t])));
+  emit_block(w, x, out, tile, token, total);
 }
 
 // Bytes that will be read soon, asked for a share at a time so that they come while products are made.
@@ -465,9 +589,9 @@ struct Coming {
 // As many tokens as two tiles have registers for: 24 sums in all, half of them where groups need a second set.
 constexpr int kBlockTokens = 12, kGroupBlockTokens = 6;
 
-template <int TILES>
-static void blocks(const Packed& w, const uint8_t* codes, int64_t apart, int64_t tile, const Quantized& x,
-                   const Output& out, Coming values, Coming masks) {
+template <int TILES, class Tile>
+static void blocks(const Packed& w, const Tile& codes, int64_t tile, const Quantized& x, const Output& out, Coming values,
+                   Coming masks) {
   int64_t token = 0;
   const auto each = [&](auto tokens, auto f) {
     for (; token + tokens <= x.tokens; token += tokens) {
@@ -477,7 +601,7 @@ static void blocks(const Packed& w, const uint8_t* codes, int64_t apart, int64_t
     }
   };
 #define EDGESLIM_BLOCK(f, tokens) \
-  each(std::integral_constant<int, tokens>{}, [&] { f<TILES, tokens>(w, codes, apart, tile, x, token, out); })
+  each(std::integral_constant<int, tokens>{}, [&] { f<TILES, tokens>(w, codes, tile, x, token, out); })
   if (w.groups == 1) {
     EDGESLIM_BLOCK(block, kBlockTokens);
     EDGESLIM_BLOCK(block, 8);
@@ -503,22 +627,17 @@ static std::pair<Coming, Coming> coming(const Packed& w, int64_t tile, int64_t t
   return {values, LAYOUT == Layout::dense ? Coming{} : shared(tile_masks(w, tile), tile_masks(w, end))};
 }
 
-template <int BITS, Layout LAYOUT>
+template <int BITS, Layout LAYOUT, class Tile = Whole>
 static void many_of(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles, uint8_t* scratch) {
   const bool in_place = LAYOUT == Layout::dense && BITS == 8;
-  const int64_t apart = w.steps * kStepPositions;
+  const int64_t apart = Tile::bytes(w);
   for (int64_t tile = tiles.first; tile < tiles.last; tile += 2) {
     const bool pair = tile + 1 < tiles.last;
-    const uint8_t* codes = scratch;
-    if (in_place) {
-      codes = w.values + tile_start(w, tile);
-    } else {
-      expand_tile<BITS, LAYOUT>(w, tile, scratch);
-      if (pair) expand_tile<BITS, LAYOUT>(w, tile + 1, scratch + apart);
-    }
+    if (!in_place) Tile::template expand<BITS, LAYOUT>(w, tile, scratch);
+    if (!in_place && pair) Tile::template expand<BITS, LAYOUT>(w, tile + 1, scratch + apart);
+    const Tile codes = {in_place ? w.values + tile_start(w, tile) : scratch, apart};
     const auto [values, masks] = coming<LAYOUT>(w, tile + 2 < tiles.last ? tile + 2 : tiles.next, x.tokens);
-    pair ? blocks<2>(w, codes, apart, tile, x, out, values, masks)
-         : blocks<1>(w, codes, apart, tile, x, out, values, masks);
+    pair ? blocks<2>(w, codes, tile, x, out, values, masks) : blocks<1>(w, codes, tile, x, out, values, masks);
   }
 }
 
@@ -554,6 +673,11 @@ void few(const Packed& w, const Quantized& x, const Output& out, const Tiles& ti
 }
 
 void many(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles, uint8_t* scratch) {
+  if (has_pairs(w)) {
+    if (w.bits == 8) return many_of<8, Layout::nm, Pairs>(w, x, out, tiles, scratch);
+    if (w.bits == 4) return many_of<4, Layout::nm, Pairs>(w, x, out, tiles, scratch);
+    return many_of<3, Layout::nm, Pairs>(w, x, out, tiles, scratch);
+  }
   if (w.bits == 8) EDGESLIM_BY_LAYOUT(many_of, 8, w, x, out, tiles, scratch)
   if (w.bits == 4) EDGESLIM_BY_LAYOUT(many_of, 4, w, x, out, tiles, scratch)
   EDGESLIM_BY_LAYOUT(many_of, 3, w, x, out, tiles, scratch)

@@ -62,7 +62,7 @@ struct Kernels {
   void (*quantize)(const float* t, int64_t k, int64_t padded, int8_t* codes, float* scale);
   // Tiles times every token, masks read anew for each token: for one or few.
   void (*few)(const Packed&, const Quantized&, const Output&, const Tiles&);
-  // The same, each tile expanded once into `scratch` [2, steps, 64] and used for every token.
+  // The same, each tile expanded once into `scratch` of many_scratch(w) bytes and used for every token.
   void (*many)(const Packed&, const Quantized&, const Output&, const Tiles&, uint8_t* scratch);
   // The same with float32 activations; `scratch` holds 16 * kFloatChunk floats and 16 floats a token.
   void (*floats)(const Packed&, const Floats&, const Output&, const Tiles&, float* scratch);
@@ -81,6 +81,12 @@ struct Kernels {
 
 constexpr int64_t kFloatChunk = 256;  // inputs of a tile that are expanded to float32 at a time
 constexpr int64_t kFew = 3;           // up to so many tokens `few` is faster
+
+// Two tiles, of which a variant may keep two registers for every two steps of a group, and one for the group.
+inline int64_t many_scratch(const Packed& w) {
+  const int64_t steps = w.groups > 1 ? w.group_steps() : w.steps;
+  return 2 * kStepPositions * w.groups * (2 * ceil_div(steps, 2) + 1);
+}
 
 extern const Kernels kScalar, kAvx2, kAvx512, kNeon;
 

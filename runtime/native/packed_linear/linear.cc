@@ -97,7 +97,7 @@ bool run_int8(const Packed& w, const Kernels& kernels, const Prologue& in, int64
   }
   each_piece(w, cut(w, tokens, pool), pool, [&](const Tiles& tiles) {
     thread_local Buffer memory;
-    uint8_t* scratch = memory.of<uint8_t>(2 * w.steps * kStepPositions);
+    uint8_t* scratch = memory.of<uint8_t>(many_scratch(w));
     if (!scratch) return enough.store(false);
     kernels.many(w, x, out, tiles, scratch);
   });
