@@ -120,6 +120,37 @@ def test_only_the_last_position_reaches_norm_and_head() -> None:
     np.testing.assert_allclose(run(model), after)
 
 
+def test_what_follows_the_last_mixing_of_positions_is_of_one_position() -> None:
+    model = model_of(
+        [
+            ("", "Gather", ["E", "input_ids"], "x", {"axis": 0}),
+            ("", "Softmax", ["x"], "mixed", {"axis": 1}),
+            ("", "MatMul", ["mixed", "U"], "up", {}),
+            ("", "Sigmoid", ["up"], "gate", {}),
+            ("", "Mul", ["up", "gate"], "silu", {}),
+            ("", "MatMul", ["silu", "D"], "down", {}),
+            ("com.microsoft", "SkipSimplifiedLayerNormalization", ["down", "x", "scale"], "n", {}),
+            ("", "MatMul", ["n", "Et"], "logits", {}),
+        ],
+        {
+            "E": EMBEDDING,
+            "Et": EMBEDDING.T.copy(),
+            "U": EMBEDDING.T.copy(),
+            "D": EMBEDDING.copy(),
+            "scale": np.ones(H, np.float32),
+        },
+    )
+    for node in model.graph:
+        if node.op_type in ("MatMul", "Sigmoid"):
+            node.outputs[0].shape = ir.Shape([1, "T", H])
+    before = run(model)
+    assert changes(model, LastLogits())
+
+    assert operators(model)[:4] == ["Gather", "Softmax", "Gather", "MatMul"]
+    assert operators(model).count("Gather") == 3  # of token ids, of what was mixed, of the residual
+    np.testing.assert_allclose(run(model), before[:, -1:], atol=TOLERANCE)
+
+
 def test_a_norm_with_other_readers_stays_and_the_head_is_cut() -> None:
     model = model_of(
         [

@@ -240,6 +240,7 @@ std::unique_ptr<Run> Program::take_run() {
   run->made.clear();
   run->made.resize(count);
   run->wanted.assign(count, false);
+  run->skipped.clear();
   return run;
 }
 
@@ -274,7 +275,20 @@ Fault Program::bind(const std::vector<Named>& inputs, const std::vector<Named>& 
     run->wanted[number] = true;
     run->given[number] = output.tensor;
   }
+  if (outputs.size() < this->outputs().size()) run->skipped = find_skipped(*run);
   return {};
+}
+
+std::vector<bool> Program::find_skipped(const Run& run) const {
+  std::vector<bool> needed = run.wanted, skipped(steps_.size());
+  for (std::size_t i = steps_.size(); i-- > 0;) {
+    const auto is_needed = [&](int number) { return number >= 0 && needed[std::size_t(number)]; };
+    skipped[i] = std::none_of(steps_[i].outputs.begin(), steps_[i].outputs.end(), is_needed);
+    if (skipped[i]) continue;
+    for (const int number : steps_[i].inputs)
+      if (number >= 0) needed[std::size_t(number)] = true;
+  }
+  return skipped;
 }
 
 Fault Program::check_inputs(const Step& step, const Run& run) const {
@@ -290,8 +304,10 @@ Fault Program::check_inputs(const Step& step, const Run& run) const {
 
 Fault Program::run_steps(Run* run, const std::atomic<bool>& terminate) const {
   std::vector<const Tensor*> inputs;
-  for (const Step& step : steps_) {
+  for (std::size_t i = 0; i < steps_.size(); ++i) {
+    const Step& step = steps_[i];
     if (terminate.load(std::memory_order_relaxed)) return fault("stopped");
+    if (!run->skipped.empty() && run->skipped[i]) continue;
     threads_->expect(step.coming, step.after);
     KernelView view = {this, &step, run};
     Fault wrong;

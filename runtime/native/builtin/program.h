@@ -34,6 +34,7 @@ struct Run {
   std::vector<Tensor*> given;                // where the caller wants an output to be written
   std::vector<std::unique_ptr<Tensor>> made; // outputs that the caller takes over
   std::vector<bool> wanted;                  // values that are outputs
+  std::vector<bool> skipped;                 // steps that no wanted value needs; empty: none
   Arena arena;
 };
 
@@ -67,7 +68,8 @@ class Program {
   const std::vector<Port>& outputs() const { return file_.graph().outputs; }
   ThreadPool& threads() const { return *threads_; }
 
-  // Runs the graph. An output that is null is made, and the caller's. Several threads may be in here.
+  // Runs what of the graph the outputs named need. One that is null is made, and the caller's. Several threads may be in
+  // here.
   struct Named {
     const char* name;
     Tensor* tensor;
@@ -84,6 +86,7 @@ class Program {
   void find_last_uses();
   void find_matrices();
   Fault bind(const std::vector<Named>& inputs, const std::vector<Named>& outputs, Run* run) const;
+  std::vector<bool> find_skipped(const Run& run) const;
   Fault run_steps(Run* run, const std::atomic<bool>& terminate) const;
   Fault check_inputs(const Step& step, const Run& run) const;
   std::unique_ptr<Run> take_run();

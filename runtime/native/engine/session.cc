@@ -9,9 +9,17 @@
 namespace edgeslim {
 namespace {
 
-constexpr int64_t kDefaultChunk = 512;
+// Tokens fed at once: fewer leave more of what layers tell each other in caches, more read weights less often, which are
+// what counts where there is no recurrence. Pieces are multiples of kEvenTokens, as kernels take them together.
+constexpr int64_t kAttendedChunk = 512, kRecurrentChunk = 256, kEvenTokens = 64;
 constexpr int64_t kMostRoom = (int64_t{1} << 31) - 1;
 constexpr char kMagic[8] = {'e', 'd', 'g', 'e', 's', 'l', 'm', '1'};
+
+// Tokens of each of the fewest pieces of `count`, none longer than `chunk`, that are about as long as each other.
+int64_t piece_of(int64_t count, int64_t chunk) {
+  const int64_t pieces = (count + chunk - 1) / chunk, even = (count + pieces - 1) / pieces;
+  return std::min(chunk, (even + kEvenTokens - 1) / kEvenTokens * kEvenTokens);
+}
 
 Status cancelled_status() { return failure(EDGESLIM_CANCELLED, "cancelled"); }
 
@@ -27,7 +35,8 @@ Status Session::open(const Model& model, const edgeslim_session_options& options
                    (long long)model.context_length, (long long)options.room);
   model_ = &model;
   room_ = model.grows() ? (options.room ? options.room : model.default_room) : options.room;
-  const int64_t usual = model.bundle.reduces_prompts ? kMostRoom : model.bundle.chunk ? model.bundle.chunk : kDefaultChunk;
+  const int64_t of_kind = model.grows() ? kAttendedChunk : kRecurrentChunk;
+  const int64_t usual = model.bundle.reduces_prompts ? kMostRoom : model.bundle.chunk ? model.bundle.chunk : of_kind;
   chunk_ = options.chunk ? options.chunk : usual;
   seen_ = SeenTokens(std::size_t(model.vocab_size));
   logits_.resize(std::size_t(model.vocab_size));
@@ -68,19 +77,20 @@ Status Session::check_tokens(const int32_t* tokens, int64_t count) const {
 Status Session::feed(const int32_t* tokens, int64_t count) {
   if (cancelled()) return cancelled_status();
   if (Status s = check_tokens(tokens, count); s.failed()) return s;
+  const int64_t piece = piece_of(count, chunk_);
   while (count > 0) {
-    const int64_t now = std::min(count, chunk_);
-    if (Status s = run(tokens, now); s.failed()) return s;
+    const int64_t now = std::min(count, piece);
+    if (Status s = run(tokens, now, now == count); s.failed()) return s;
     tokens += now;
     count -= now;
   }
   return {};
 }
 
-Status Session::run(const int32_t* tokens, int64_t count) {
+Status Session::run(const int32_t* tokens, int64_t count, bool wants_logits) {
   if (cancelled()) return cancelled_status();
   if (Status s = bind_tokens(tokens, count); s.failed()) return s;
-  if (Status s = run_graph(count); s.failed()) return cancelled() ? cancelled_status() : s;
+  if (Status s = run_graph(count, wants_logits); s.failed()) return cancelled() ? cancelled_status() : s;
   position_ += count;
   for (int64_t i = 0; i < count; ++i) seen_.add(tokens[i]);
   return {};
@@ -118,7 +128,7 @@ Status Session::bind_tokens(const int32_t* tokens, int64_t count) {
   return s;
 }
 
-Status Session::run_graph(int64_t count) {
+Status Session::run_graph(int64_t count, bool wants_logits) {
   const OrtLibrary& library = *model_->library;
   inputs_.assign(1, ids_value_.get());
   if (model_->wants_mask) inputs_.push_back(mask_value_.get());
@@ -136,9 +146,10 @@ Status Session::run_graph(int64_t count) {
   outputs_.assign(1, own_logits ? logits_value_.get() : nullptr);
   states_.append_outputs(&outputs_);
   has_logits_ = false;  // they are being written over
+  const std::size_t first = wants_logits ? 0 : 1;
   Status s = library.check(
       library.f.run(model_->session.get(), run_options_.get(), input_names_.data(), inputs_.data(), inputs_.size(),
-                    output_names_.data(), outputs_.size(), outputs_.data()),
+                    output_names_.data() + first, outputs_.size() - first, outputs_.data() + first),
       EDGESLIM_RUNTIME_FAILED, "the run");
   if (!own_logits && outputs_[0]) {
     const OrtValuePtr made(outputs_[0], {&library});
@@ -149,7 +160,7 @@ Status Session::run_graph(int64_t count) {
     return s;
   }
   states_.accept(outputs_.data() + 1);
-  has_logits_ = true;
+  has_logits_ = wants_logits;
   return {};
 }
 

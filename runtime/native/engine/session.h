@@ -37,11 +37,11 @@ class Session {
 
  private:
   Status check_tokens(const int32_t* tokens, int64_t count) const;
-  Status run(const int32_t* tokens, int64_t count);
+  Status run(const int32_t* tokens, int64_t count, bool wants_logits);
   Status bind_tokens(const int32_t* tokens, int64_t count);
   Status bind(void* data, std::size_t bytes, int64_t length, int element, OrtValuePtr* value) const;
   Status read_logits(ort::Value* value);
-  Status run_graph(int64_t count);
+  Status run_graph(int64_t count, bool wants_logits);
   uint64_t identity() const;
   Status read_state(ByteReader* from, bool apply);
 

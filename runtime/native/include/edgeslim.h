@@ -111,7 +111,7 @@ typedef struct edgeslim_session_options {
   uint32_t size;
   uint32_t reserved;
   int64_t room;  /* most tokens of prompt and answer together; 0: edgeslim_model_info.room */
-  int64_t chunk; /* tokens fed at once; 0: 512, or a whole prompt where the bundle reduces prompts */
+  int64_t chunk; /* tokens fed at once, at most; 0: 512, 256 without caches that grow, all where prompts are reduced */
 } edgeslim_session_options;
 
 /* One sequence with its state. Memory for the state is taken here, once. */

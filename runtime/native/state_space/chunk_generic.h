@@ -18,9 +18,32 @@ struct ChunkCut {
   static constexpr int kRows = kRoomy ? 4 : 2, kParts = kRoomy ? 4 : 2;
 };
 
+// The rows of TOKENS tokens from `token` on: even and odd entries of the state apart, so that no sum waits for itself.
+template <class V, int TOKENS>
+static inline void relate_tokens(const Scan& s, const float* turned, int64_t token, float* pairs) {
+  V even[TOKENS], odd[TOKENS];
+  unrolled<TOKENS>([&](auto i) { even[i] = odd[i] = V::set(0); });
+  const float* c = s.c + token * s.stride;
+  const int64_t stride = s.stride, size = s.state_size;
+  int64_t n = 0;
+  for (; n + 2 <= size; n += 2) {
+    const V first = V::load(turned + 16 * n), second = V::load(turned + 16 * (n + 1));
+    unrolled<TOKENS>([&](auto i) {
+      even[i] = V::fma(V::set(c[i * stride + n]), first, even[i]);
+      odd[i] = V::fma(V::set(c[i * stride + n + 1]), second, odd[i]);
+    });
+  }
+  if (n < size) {
+    const V last = V::load(turned + 16 * n);
+    unrolled<TOKENS>([&](auto i) { even[i] = V::fma(V::set(c[i * stride + n]), last, even[i]); });
+  }
+  unrolled<TOKENS>([&](auto i) { V::add(even[i], odd[i]).store(pairs + 16 * i); });
+}
+
 // pairs [tokens, 16], where row t of a chunk has c[t] · b[s] of its tokens s; `turned` holds [N up to 16, 16].
 template <class V>
 static void relate(const Scan& s, float* pairs, float* turned) {
+  constexpr int kRows = ChunkCut<V>::kRows;
   const int64_t rounded = ceil_div(s.state_size, 16) * 16;
   for (int64_t first = 0; first < s.tokens; first += kChunkTokens, pairs += 16 * kChunkTokens) {
     const int64_t tokens = s.tokens - first < kChunkTokens ? s.tokens - first : kChunkTokens;
@@ -33,17 +56,9 @@ static void relate(const Scan& s, float* pairs, float* turned) {
       V::turn(rows);
       for (int64_t i = 0; i < 16; ++i) rows[i].store(turned + 16 * (n + i));
     }
-    for (int64_t t = 0; t < tokens; ++t) {
-      const float* c = s.c + (first + t) * s.stride;
-      V even = V::set(0), odd = V::set(0);
-      int64_t n = 0;
-      for (; n + 2 <= s.state_size; n += 2) {
-        even = V::fma(V::set(c[n]), V::load(turned + 16 * n), even);
-        odd = V::fma(V::set(c[n + 1]), V::load(turned + 16 * (n + 1)), odd);
-      }
-      if (n < s.state_size) even = V::fma(V::set(c[n]), V::load(turned + 16 * n), even);
-      V::add(even, odd).store(pairs + 16 * t);
-    }
+    int64_t t = 0;
+    for (; t + kRows <= tokens; t += kRows) relate_tokens<V, kRows>(s, turned, first + t, pairs + 16 * t);
+    for (; t < tokens; ++t) relate_tokens<V, 1>(s, turned, first + t, pairs + 16 * t);
   }
 }
 

@@ -222,6 +222,16 @@ void small_graph() {
     expect(worst < 1e-5, "logits of the last position, off by " + std::to_string(worst));
     expect(outputs[1].tensor->as<int32_t>()[0] == tokens + 1 && outputs[2].tensor->as<int64_t>()[0] == tokens + 2, "sums over the mask");
     for (const Program::Named& output : outputs) delete output.tensor;
+    std::vector<Program::Named> total = {{"total", nullptr}};
+    wrong = program.run({{"ids", &id_tensor}, {"mask", &mask_tensor}}, &total, on);
+    expect(!wrong && total[0].tensor->as<int64_t>()[0] == tokens + 2, "one output alone");
+    delete total[0].tensor;
+    ids[0] = SmallGraph::kVocabulary;
+    expect(!program.run({{"ids", &id_tensor}, {"mask", &mask_tensor}}, &(total = {{"total", nullptr}}), on),
+           "what it does not need is not run: a token that is none stays unseen");
+    delete total[0].tensor;
+    std::vector<Program::Named> logits = {{"logits", nullptr}};
+    expect(bool(program.run({{"ids", &id_tensor}, {"mask", &mask_tensor}}, &logits, on)), "which else is refused");
     const std::atomic<bool> off{true};
     std::vector<Program::Named> none;
     expect(std::string(program.run({{"ids", &id_tensor}, {"mask", &mask_tensor}}, &none, off).text) == "stopped", "a run that is told to stop");
