@@ -19,9 +19,11 @@ class Arena {
   void* take(std::size_t bytes) {
     Block* best = nullptr;
     for (Block& block : blocks_)
-      if (!block.taken && block.bytes >= bytes && (!best || block.bytes < best->bytes)) best = &block;
+      if (!block.taken && block.bytes >= bytes && block.bytes <= kMostTimes * bytes + kAlignment &&
+          (!best || block.bytes < best->bytes))
+        best = &block;
     if (!best && !(best = add(bytes))) return nullptr;
-    best->taken = true;
+    best->taken = best->used = true;
     return at(*best);
   }
 
@@ -30,25 +32,31 @@ class Arena {
       if (at(block) == memory) block.taken = false;
   }
 
-  // After a run all is given back; more than a little goes back to the system, as a prompt takes much and tokens do not.
+  // After a run all is given back; where that is much, what the run did not use goes back to the system: the next piece of
+  // a prompt will use the same, a token little.
   void rest() {
     std::size_t sum = 0;
+    for (const Block& block : blocks_) sum += block.bytes;
+    std::size_t kept = 0;
     for (Block& block : blocks_) {
-      block.taken = false;
-      sum += block.bytes;
+      if (sum > kKept && !block.used) {
+        std::free(block.memory);
+        continue;
+      }
+      block.taken = block.used = false;
+      blocks_[kept++] = block;
     }
-    if (sum <= kKept) return;
-    for (const Block& block : blocks_) std::free(block.memory);
-    blocks_.clear();
+    blocks_.resize(kept);
   }
 
  private:
   static constexpr std::size_t kKept = std::size_t{1} << 20, kAlignment = 64;
+  static constexpr std::size_t kMostTimes = 8;  // what is asked for: a larger block waits for a larger tensor
 
   struct Block {
     void* memory;
     std::size_t bytes;
-    bool taken;
+    bool taken, used;  // now, in this run
   };
 
   static void* at(const Block& block) {
@@ -59,7 +67,7 @@ class Arena {
   Block* add(std::size_t bytes) {
     void* memory = std::malloc(bytes + kAlignment);
     if (!memory) return nullptr;
-    blocks_.push_back({memory, bytes, false});
+    blocks_.push_back({memory, bytes, false, false});
     return &blocks_.back();
   }
 

@@ -14,7 +14,12 @@ constexpr int64_t kLeastChannels = 64;  // of one task there: whole lines of mem
 
 constexpr int64_t kLeastChunk = 8;  // tokens from which on products of matrices are faster than one token after another
 
-constexpr int64_t kHeadsTogether = 4;  // that read the same b and c, while these stay in a cache
+// Heads that read the same b and c, while these stay in a cache: half of a thread's share, whose states stay there, too.
+constexpr int64_t kFewestHeads = 4, kMostHeads = 16;
+
+int64_t heads_together(int64_t heads, int64_t threads) {
+  return threads ? std::clamp(ceil_div(heads, 2 * threads), kFewestHeads, kMostHeads) : kFewestHeads;
+}
 
 constexpr int64_t kTokensTogether = 64;  // of a long prompt
 static_assert(kTokensTogether >= kMostTaps, "a piece of a prompt reads rows of the one before it alone");
@@ -79,19 +84,26 @@ Convolution of_sequence(Convolution c, int64_t sequence) {
   return c;
 }
 
+// Tokens [first, last) of a sequence, whose state nobody wants.
+Convolution some_tokens(Convolution c, int64_t first, int64_t last) {
+  c.x += first * c.x_stride;
+  c.y += first * c.channels;
+  c.tokens = last - first;
+  c.continues = first > 0;
+  c.present = nullptr;
+  return c;
+}
+
 // By tokens, so that whole rows are read and written: channels apart would each touch a page a token. `past` may be the
 // memory of `present`, which is therefore written last; it is the last rows of x.
 void convolve_long(const Convolution& of_first, int64_t batch, const Kernels& kernels, const Pool& pool) {
   const int64_t tokens = of_first.tokens, pieces = ceil_div(tokens, kTokensTogether);
   pool.each(batch * pieces, [&](int64_t index) {
-    const int64_t first = index % pieces * kTokensTogether;
-    Convolution c = of_sequence(of_first, index / pieces);
-    c.x += first * c.x_stride;
-    c.y += first * c.channels;
-    c.tokens = std::min(kTokensTogether, tokens - first);
-    c.continues = first > 0;
-    c.present = nullptr;
-    kernels.convolve(c, 0, c.channels);
+    const int64_t first = index % pieces * kTokensTogether, last = std::min(tokens, first + kTokensTogether);
+    const Convolution all = of_sequence(of_first, index / pieces);
+    const int64_t before = first ? first : std::min(last, all.width - 1);  // up to there, tokens see `past`
+    if (!first) kernels.convolve(some_tokens(all, 0, before), 0, all.channels);
+    if (before < last) kernels.convolve(some_tokens(all, before, last), 0, all.channels);
   });
   for (int64_t sequence = 0; sequence < batch; ++sequence) {
     const Convolution c = of_sequence(of_first, sequence);
@@ -115,7 +127,8 @@ void run_convolution(const Convolution& of_first, int64_t batch, const Kernels& 
 }
 
 void run_scan(const ScanCall& c, const Kernels& kernels, const Pool& pool) {
-  const int64_t together = c.tokens > kScanTokens ? kHeadsTogether : 1, pieces = ceil_div(c.heads, together);
+  const int64_t together = c.tokens > kScanTokens ? heads_together(c.heads, pool.threads) : 1;
+  const int64_t pieces = ceil_div(c.heads, together);
   if (!c.tokens && c.past != c.present)
     std::memmove(c.present, c.past, sizeof(float) * std::size_t(c.batch * c.heads * c.state_size * c.head_size));
   const int64_t floats = kChunkTokens * (kScanTokens + ceil_div(c.state_size, 16) * 16);

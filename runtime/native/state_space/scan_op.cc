@@ -26,6 +26,7 @@ struct StateSpaceScan {
     state_size = runtime.integer(info, "state_size", 0);
     groups = runtime.integer(info, "groups", 1);
     dt_start = runtime.integer(info, "dt_start", 0);
+    own_threads = runtime.own_threads(info);
     for (int64_t size : {heads, head_size, state_size, groups})
       if (size < 1 || size > kMost)
         *wrong = fault("num_heads, head_size, state_size and groups must be in [1, 2^20], got %lld", (long long)size);
@@ -63,7 +64,7 @@ struct StateSpaceScan {
     c.state_size = state_size;
     c.head_size = head_size;
     Runtime::Threads threads{&runtime, context};
-    run_scan(c, chosen(), Runtime::pool(&threads));
+    run_scan(c, chosen(), Runtime::pool(&threads, own_threads));
     return {};
   }
 
@@ -86,7 +87,7 @@ struct StateSpaceScan {
   }
 
   Runtime runtime;
-  int64_t heads = 0, head_size = 0, state_size = 0, groups = 0, dt_start = 0;
+  int64_t heads = 0, head_size = 0, state_size = 0, groups = 0, dt_start = 0, own_threads = 0;
 };
 
 }  // namespace
