@@ -557,7 +557,7 @@ bool available() { return cpu().avx2; }
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", available, prologue<Ymm>, quantize<Ymm>, few, many, floats<Avx2>,
+const Kernels kAvx2 = {"avx2", available, prologue<Ymm>, quantize<Ymm>, few, many, never, floats<Avx2>,
                        rotate<Ymm>, attend<Ymm>, convolve<Ymm>, relate<Ymm>, scan<Ymm>, scan_selectively<Ymm>};
 
 }  // namespace edgeslim

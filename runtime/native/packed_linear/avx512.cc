@@ -425,8 +425,8 @@ struct Whole {
 };
 
 // The same where a row keeps two of four inputs: two steps share a product. A group is what its sums begin with, and two
-// registers for every two steps, values and places. Inputs are unsigned here, 128 too large, and values signed, so that
-// what is to be taken off depends on the row alone.
+// registers for every two steps, values and places. Inputs are unsigned here, larger by 128, and values signed, so that what
+// is to be taken off depends on the row alone.
 struct Pairs {
   const uint8_t* codes;
   int64_t apart;
@@ -468,7 +468,6 @@ struct Pairs {
   void add(const Packed& w, const int8_t* a, int64_t stride, int64_t group, int64_t first, int64_t last,
            __m512i (&sums)[TILES][TOKENS]) const {
     const uint8_t* from = codes + group * group_bytes(w) + kStart;
-    const __m512i unsigned_by = _mm512_set1_epi8(char(0x80));
     a += kStepInputs * first;
     for (int64_t left = last - first; left > 0; left -= 2, from += kPair, a += 2 * kStepInputs) {
       __m512i values[TILES], places[TILES];
@@ -479,7 +478,7 @@ struct Pairs {
       EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t) {
         int64_t eight;
         std::memcpy(&eight, a + t * stride, 8);
-        const __m512i inputs = _mm512_xor_si512(_mm512_set1_epi64(eight), unsigned_by);
+        const __m512i inputs = _mm512_set1_epi64(eight);
         EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i)
           add_products(sums[i][t], _mm512_shuffle_epi8(inputs, places[i]), values[i]);
       }
@@ -687,7 +686,7 @@ bool available() { return cpu().avx512; }
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512-vnni", available, prologue<Zmm>, quantize<Zmm>, few, many, floats<Avx512>,
+const Kernels kAvx512 = {"avx512-vnni", available, prologue<Zmm>, quantize<Zmm>, few, many, has_pairs, floats<Avx512>,
                          rotate<Zmm>, attend<Zmm>, convolve<Zmm>, relate<Zmm>, scan<Zmm>, scan_selectively<Zmm>};
 
 }  // namespace edgeslim

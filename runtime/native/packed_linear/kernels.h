@@ -64,6 +64,8 @@ struct Kernels {
   void (*few)(const Packed&, const Quantized&, const Output&, const Tiles&);
   // The same, each tile expanded once into `scratch` of many_scratch(w) bytes and used for every token.
   void (*many)(const Packed&, const Quantized&, const Output&, const Tiles&, uint8_t* scratch);
+  // Whether `many` takes codes as unsigned bytes, larger by 128.
+  bool (*many_unsigned)(const Packed&);
   // The same with float32 activations; `scratch` holds 16 * kFloatChunk floats and 16 floats a token.
   void (*floats)(const Packed&, const Floats&, const Output&, const Tiles&, float* scratch);
   // Heads [count, head_size] of one position.
@@ -87,6 +89,8 @@ inline int64_t many_scratch(const Packed& w) {
   const int64_t steps = w.groups > 1 ? w.group_steps() : w.steps;
   return 2 * kStepPositions * w.groups * (2 * ceil_div(steps, 2) + 1);
 }
+
+inline bool never(const Packed&) { return false; }
 
 extern const Kernels kScalar, kAvx2, kAvx512, kNeon;
 

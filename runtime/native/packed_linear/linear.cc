@@ -71,6 +71,11 @@ void sum_groups(const Packed& w, const int8_t* codes, int32_t* sums) {
   }
 }
 
+// Codes as unsigned bytes that are larger by 128.
+void add_128(int8_t* codes, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) codes[i] = int8_t(codes[i] ^ -128);
+}
+
 bool run_int8(const Packed& w, const Kernels& kernels, const Prologue& in, int64_t tokens, const Output& out,
               const Pool& pool) {
   thread_local Buffer code_memory, sum_memory, scale_memory;
@@ -80,6 +85,7 @@ bool run_int8(const Packed& w, const Kernels& kernels, const Prologue& in, int64
   float* scale = scale_memory.of<float>(tokens);
   if (!codes || !sums || !scale) return false;
   std::atomic<bool> enough{true};
+  const bool is_unsigned = tokens > kFew && kernels.many_unsigned(w);
   const auto quantize = [&](int64_t token) {
     thread_local Buffer memory;
     float* t = memory.of<float>(stride);
@@ -87,6 +93,7 @@ bool run_int8(const Packed& w, const Kernels& kernels, const Prologue& in, int64
     kernels.prologue(in, token, w.k, stride, t);
     kernels.quantize(t, w.k, stride, codes + token * stride, scale + token);
     sum_groups(w, codes + token * stride, sums + token * w.groups);
+    if (is_unsigned) add_128(codes + token * stride, stride);
   };
   each_token(tokens, pool, quantize);
   if (!enough) return false;

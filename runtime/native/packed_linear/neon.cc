@@ -424,7 +424,7 @@ bool available() { return cpu().neon_dot; }
 
 }  // namespace
 
-const Kernels kNeon = {"neon-dot", available, prologue<Neon16>, quantize<Neon16>, few, many, floats<Neon>,
+const Kernels kNeon = {"neon-dot", available, prologue<Neon16>, quantize<Neon16>, few, many, never, floats<Neon>,
                        rotate<Neon16>, attend<Neon16>, convolve<Neon16>, relate<Neon16>, scan<Neon16>, scan_selectively<Neon16>};
 
 }  // namespace edgeslim

@@ -129,7 +129,7 @@ bool always() { return true; }
 
 }  // namespace
 
-const Kernels kScalar = {"scalar", always, prologue<Sixteen>, quantize<Sixteen>, few, many, floats<Scalar>,
+const Kernels kScalar = {"scalar", always, prologue<Sixteen>, quantize<Sixteen>, few, many, never, floats<Scalar>,
                          rotate<Sixteen>, attend<Sixteen>, convolve<Sixteen>, relate<Sixteen>, scan<Sixteen>, scan_selectively<Sixteen>};
 
 }  // namespace edgeslim
