@@ -32,14 +32,19 @@ class Arena {
       if (at(block) == memory) block.taken = false;
   }
 
+  std::size_t bytes() const {
+    std::size_t sum = 0;
+    for (const Block& block : blocks_) sum += block.bytes;
+    return sum;
+  }
+
   // After a run all is given back; where that is much, what the run did not use goes back to the system: the next piece of
   // a prompt will use the same, a token little.
   void rest() {
-    std::size_t sum = 0;
-    for (const Block& block : blocks_) sum += block.bytes;
+    const bool much = bytes() > kKept;
     std::size_t kept = 0;
     for (Block& block : blocks_) {
-      if (sum > kKept && !block.used) {
+      if (much && !block.used) {
         std::free(block.memory);
         continue;
       }

@@ -110,6 +110,23 @@ void callers_do_not_wait_for_each_other() {
   expect(sum == 2 * 200 * 7 * 45, "two callers whose pieces call again");
 }
 
+// ---- memory of intermediate tensors
+
+void memory_stays_for_the_next_run_that_uses_it() {
+  constexpr std::size_t kLarge = 4 << 20, kSmall = 1000;
+  Arena arena;
+  void *large = arena.take(kLarge), *small = arena.take(kSmall);
+  arena.rest();
+  expect(arena.take(kLarge) == large && arena.take(kSmall) == small, "the next piece of a prompt has the same memory");
+  arena.give(large);
+  expect(arena.take(kLarge - 1) == large, "what was given back in a run is taken again in it");
+  arena.rest();
+  expect(arena.take(kSmall) == small && arena.take(kSmall) != large, "a small tensor takes no large block");
+  expect(arena.bytes() > kLarge, "which is there until the run ends that did not use it");
+  arena.rest();
+  expect(arena.bytes() < kLarge, "and goes then");
+}
+
 // ---- standard operators
 
 struct Made {
@@ -382,6 +399,7 @@ int main() {
   what_is_coming_is_asked_for_piece_by_piece();
   pieces_follow_each_other_and_taper_toward_where_threads_meet();
   callers_do_not_wait_for_each_other();
+  memory_stays_for_the_next_run_that_uses_it();
   standard_operators();
   small_graph();
   steps_of_every_method_leave_as_many_tokens_as_planned();
