@@ -303,13 +303,22 @@ struct Reader<3, LAYOUT> {
   }
 };
 
+static inline void store_column(uint8_t* to, Column column) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), column.lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 32), column.hi);
+}
+
+static inline Column load_column(const uint8_t* from) {
+  return {_mm256_loadu_si256(bytes32(from)), _mm256_loadu_si256(bytes32(from + 32))};
+}
+
 // Columns that lie expanded in memory.
 struct Expanded {
   const uint8_t* codes;
 
   Column next() {
     codes += kStepPositions;
-    return {_mm256_loadu_si256(bytes32(codes - 64)), _mm256_loadu_si256(bytes32(codes - 32))};
+    return load_column(codes - kStepPositions);
   }
 };
 
@@ -437,10 +446,6 @@ static inline __m256i halves_added(__m256i sums) {
                           _mm256_cvtepi16_epi32(_mm256_extracti128_si256(sums, 1)));
 }
 
-static bool has_pairs(const Packed& w) {
-  return w.layout == Layout::nm && 2 * w.pattern_n == w.pattern_m && (w.groups == 1 || w.group_steps() % 2 == 0);
-}
-
 template <int BITS>
 static void few_pairs(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles) {
   constexpr int64_t kPairs = BITS == 8 ? 1 : 16;  // of steps, whose products a sum of 16 bits holds
@@ -476,6 +481,100 @@ static void few_pairs(const Packed& w, const Quantized& x, const Output& out, co
     }
 }
 
+// Words of 8 outputs, of one step in the lower half and the next in the upper, as four bytes an output.
+static inline __m256i steps_joined(__m256i words) {
+  const __m128i first = _mm256_castsi256_si128(words), second = _mm256_extracti128_si256(words, 1);
+  return join(_mm_unpacklo_epi16(first, second), _mm_unpackhi_epi16(first, second));
+}
+
+// The tile as PairTile has it. Inputs of values below 8 bits are unsigned, larger by 128, which each sum begins by taking off.
+template <int BITS>
+static void expand_pairs(const Packed& w, int64_t tile, uint8_t* to) {
+  const uint8_t *values = w.values + tile_start(w, tile), *masks = tile_masks(w, tile);
+  const __m256i ones = _mm256_set1_epi8(1), none = _mm256_set1_epi8(char(0x80));
+  for (int64_t group = 0; group < w.groups; ++group) {
+    uint8_t* const start = to + group * PairTile::group_bytes(w);
+    uint8_t* pair = start + PairTile::kStart;
+    Column sum = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    int64_t steps = w.steps - group * w.group_steps();
+    if (steps > w.group_steps()) steps = w.group_steps();
+    for (; steps > 0; steps -= 2, values += 8 * BITS, masks += 16, pair += PairTile::kPair) {
+      const Column words = pair_values<BITS>(values);
+      const Column at = pair_places(steps > 1 ? _mm_loadu_si128(bytes16(masks)) : _mm_loadl_epi64(bytes16(masks)));
+      const Column places = {steps_joined(at.lo), steps_joined(at.hi)};
+      const auto taken = [&](__m256i q, __m256i place) { return _mm256_andnot_si256(_mm256_cmpeq_epi8(place, none), q); };
+      const Column q = {taken(steps_joined(words.lo), places.lo), taken(steps_joined(words.hi), places.hi)};
+      sum.lo = _mm256_add_epi32(sum.lo, widened(_mm256_maddubs_epi16(ones, q.lo)));
+      sum.hi = _mm256_add_epi32(sum.hi, widened(_mm256_maddubs_epi16(ones, q.hi)));
+      store_column(pair, q);
+      store_column(pair + 64, places);
+    }
+    const auto off = [](__m256i s) {
+      return BITS == 8 ? _mm256_setzero_si256() : _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(s, 7));
+    };
+    store_column(start, {off(sum.lo), off(sum.hi)});
+  }
+}
+
+// sum += the products of `pairs` pairs of steps from `pair` on with the inputs at `a`, for each token.
+template <int BITS, int TOKENS>
+static inline void add_pairs(const uint8_t* pair, int64_t pairs, const int8_t* a, int64_t stride, __m256i (*sum)[2]) {
+  constexpr int64_t kSome = BITS == 8 ? 1 : 8;  // whose products a sum of 16 bits holds
+  while (pairs > 0) {
+    __m256i some[TOKENS][2] = {};
+    for (int64_t i = pairs < kSome ? pairs : kSome; i > 0; --i, --pairs, a += 8, pair += PairTile::kPair) {
+      const Column q = load_column(pair), places = load_column(pair + 64);
+      const Column size = {_mm256_abs_epi8(q.lo), _mm256_abs_epi8(q.hi)};
+      for (int t = 0; t < TOKENS; ++t) {
+        int64_t eight;
+        std::memcpy(&eight, a + t * stride, 8);
+        const __m256i inputs = _mm256_set1_epi64x(eight);
+        const auto products = [&](__m256i place, __m256i value, __m256i magnitude) {
+          const __m256i met = _mm256_shuffle_epi8(inputs, place);
+          return BITS == 8 ? _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(met, value)) : _mm256_maddubs_epi16(met, value);
+        };
+        some[t][0] = _mm256_add_epi16(some[t][0], products(places.lo, q.lo, size.lo));
+        some[t][1] = _mm256_add_epi16(some[t][1], products(places.hi, q.hi, size.hi));
+      }
+    }
+    for (int t = 0; t < TOKENS; ++t)
+      for (int i = 0; i < 2; ++i) sum[t][i] = _mm256_add_epi32(sum[t][i], widened(some[t][i]));
+  }
+}
+
+// One tile, as expand_pairs leaves it, times TOKENS tokens from `token` on.
+template <int BITS, int TOKENS>
+static void pair_product(const Packed& w, const uint8_t* expanded, int64_t tile, const Quantized& x, int64_t token,
+                         const Output& out) {
+  const int8_t* const a = x.codes + token * x.stride;
+  Ymm total[TOKENS];
+  for (Ymm& one : total) one = Ymm::set(0);
+  for (int64_t group = 0; group < w.groups; ++group, expanded += PairTile::group_bytes(w)) {
+    const Column start = load_column(expanded);
+    __m256i sum[TOKENS][2];
+    for (int t = 0; t < TOKENS; ++t) sum[t][0] = start.lo, sum[t][1] = start.hi;
+    const int64_t first = group * w.group_steps(), left = w.steps - first;
+    const int64_t steps = left < w.group_steps() ? left : w.group_steps();
+    add_pairs<BITS, TOKENS>(expanded + PairTile::kStart, ceil_div(steps, 2), a + kStepInputs * first, x.stride, sum);
+    const Ymm scales = load_scales<Ymm>(w, tile, group);
+    for (int t = 0; t < TOKENS; ++t) total[t] = Ymm::fma(Ymm::from_integers(sum[t][0], sum[t][1]), scales, total[t]);
+  }
+  for (int t = 0; t < TOKENS; ++t)
+    emit(out, w.n, tile, token + t, Ymm::mul(total[t], Ymm::set(x.scale[token + t])));
+}
+
+template <int BITS>
+static void many_pairs(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles, uint8_t* scratch) {
+  for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
+    expand_pairs<BITS>(w, tile, scratch);
+    int64_t token = 0;
+    for (; token + 4 <= x.tokens; token += 4) pair_product<BITS, 4>(w, scratch, tile, x, token, out);
+    for (; token < x.tokens; ++token) pair_product<BITS, 1>(w, scratch, tile, x, token, out);
+  }
+}
+
+static bool takes_unsigned(const Packed& w) { return has_pairs(w) && w.bits < 8; }
+
 template <int BITS, Layout LAYOUT>
 static void few_of(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles) {
   for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
@@ -492,9 +591,7 @@ static void many_of(const Packed& w, const Quantized& x, const Output& out, cons
   for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
     Reader<BITS, LAYOUT> reader(w, tile);
     for (int64_t step = 0; step < w.steps; ++step) {
-      const Column column = reader.next();
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(scratch + kStepPositions * step), column.lo);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(scratch + kStepPositions * step + 32), column.hi);
+      store_column(scratch + kStepPositions * step, reader.next());
     }
     int64_t token = 0;  // sums of four tokens fill half of the registers
     for (; token + 4 <= x.tokens; token += 4) product<BITS, 4>(w, Expanded{scratch}, tile, x, token, out);
@@ -548,6 +645,10 @@ void few(const Packed& w, const Quantized& x, const Output& out, const Tiles& ti
 }
 
 void many(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles, uint8_t* scratch) {
+  if (has_pairs(w)) {
+    if (w.bits == 8) return many_pairs<8>(w, x, out, tiles, scratch);
+    return w.bits == 4 ? many_pairs<4>(w, x, out, tiles, scratch) : many_pairs<3>(w, x, out, tiles, scratch);
+  }
   if (w.bits == 8) EDGESLIM_BY_LAYOUT(many_of, 8, w, x, out, tiles, scratch)
   if (w.bits == 4) EDGESLIM_BY_LAYOUT(many_of, 4, w, x, out, tiles, scratch)
   EDGESLIM_BY_LAYOUT(many_of, 3, w, x, out, tiles, scratch)
@@ -557,7 +658,7 @@ bool available() { return cpu().avx2; }
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", available, prologue<Ymm>, quantize<Ymm>, few, many, never, floats<Avx2>,
+const Kernels kAvx2 = {"avx2", available, prologue<Ymm>, quantize<Ymm>, few, many, takes_unsigned, floats<Avx2>,
                        rotate<Ymm>, attend<Ymm>, convolve<Ymm>, relate<Ymm>, scan<Ymm>, scan_selectively<Ymm>};
 
 }  // namespace edgeslim

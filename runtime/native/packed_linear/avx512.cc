@@ -353,10 +353,6 @@ static inline void add_pair(__m128i masks, const uint8_t* values, const int8_t* 
   add_products(sums.inputs, _mm512_set1_epi8(1), inputs);
 }
 
-static bool has_pairs(const Packed& w) {
-  return w.layout == Layout::nm && 2 * w.pattern_n == w.pattern_m && (w.groups == 1 || w.group_steps() % 2 == 0);
-}
-
 template <int BITS>
 static void few_pairs(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles) {
   const Ahead memory(w, tiles);
@@ -424,20 +420,13 @@ struct Whole {
   }
 };
 
-// The same where a row keeps two of four inputs: two steps share a product. A group is what its sums begin with, and two
-// registers for every two steps, values and places. Inputs are unsigned here, larger by 128, and values signed, so that what
-// is to be taken off depends on the row alone.
-struct Pairs {
+// The same where two steps share a product. Inputs are unsigned here, larger by 128, and values signed, so that what is to be
+// taken off depends on the row alone.
+struct Pairs : PairTile {
   const uint8_t* codes;
   int64_t apart;
 
-  static constexpr int64_t kStart = 64, kPair = 128;  // bytes
-
-  static int64_t group_bytes(const Packed& w) {
-    const int64_t steps = w.groups > 1 ? w.group_steps() : w.steps;
-    return kStart + kPair * ceil_div(steps, 2);
-  }
-  static int64_t bytes(const Packed& w) { return w.groups * group_bytes(w); }
+  Pairs(const uint8_t* codes, int64_t apart) : codes(codes), apart(apart) {}
 
   template <int BITS, Layout>
   static void expand(const Packed& w, int64_t tile, uint8_t* codes) {

@@ -84,13 +84,13 @@ struct Kernels {
 constexpr int64_t kFloatChunk = 256;  // inputs of a tile that are expanded to float32 at a time
 constexpr int64_t kFew = 3;           // up to so many tokens `few` is faster
 
-// Two tiles, of which a variant may keep two registers for every two steps of a group, and one for the group.
-inline int64_t many_scratch(const Packed& w) {
-  const int64_t steps = w.groups > 1 ? w.group_steps() : w.steps;
-  return 2 * kStepPositions * w.groups * (2 * ceil_div(steps, 2) + 1);
+// Bytes of scratch for `many`: two tiles expanded, or as PairTile has them.
+static inline int64_t many_scratch(const Packed& w) {
+  const int64_t expanded = w.steps * kStepPositions, pairs = PairTile::bytes(w);
+  return 2 * (expanded > pairs ? expanded : pairs);
 }
 
-inline bool never(const Packed&) { return false; }
+static inline bool never(const Packed&) { return false; }
 
 extern const Kernels kScalar, kAvx2, kAvx512, kNeon;
 

@@ -102,4 +102,21 @@ static inline int64_t tile_start(const Packed& w, int64_t tile) {
 
 static inline const uint8_t* tile_masks(const Packed& w, int64_t tile) { return w.masks + tile * w.steps * 8; }
 
+// Whether a row keeps two of a step's four inputs, so that two steps, of one group, can share a product.
+static inline bool has_pairs(const Packed& w) {
+  return w.layout == Layout::nm && 2 * w.pattern_n == w.pattern_m && (w.groups == 1 || w.group_steps() % 2 == 0);
+}
+
+// Such a tile in memory as kernels of many tokens read it: of each group what its sums begin with, then of every two steps
+// values and places, 64 bytes each, byte 4 o + i being output o's i-th.
+struct PairTile {
+  static constexpr int64_t kStart = 64, kPair = 128;  // bytes
+
+  static int64_t group_bytes(const Packed& w) {
+    const int64_t steps = w.groups > 1 ? w.group_steps() : w.steps;
+    return kStart + kPair * ceil_div(steps, 2);
+  }
+  static int64_t bytes(const Packed& w) { return w.groups * group_bytes(w); }
+};
+
 }  // namespace edgeslim
