@@ -107,8 +107,8 @@ class _Run:
         ]
 
     def measure(self, trial: Trial, number: int, total: int) -> Result:
-        """Return what becomes of `trial`, its speed apart; its recipe is left beside the results, its bundle until they
-        are there."""
+        """Return what becomes of `trial`, its speed apart; its recipe is left beside the results, its bundle until
+        `time` has measured it."""
 
         def progress(done: int, steps: int, label: str) -> None:
             self._progress(number, total, f"{trial.name}: {label} ({done} of {steps})")
@@ -117,7 +117,8 @@ class _Run:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.toml").write_text(to_toml(recipe_table(trial.recipe)), encoding="utf-8")
         result = Result(**self._once(f"trial {trial.name}", lambda: asdict(self._try(trial, progress))))
-        shutil.rmtree(self._checkpoint(trial.name), ignore_errors=True)
+        spent = self._checkpoint(trial.name) if self._recipe.profile else self._scratch / trial.name
+        shutil.rmtree(spent, ignore_errors=True)
         return result
 
     def time(self, results: list[Result]) -> list[Result]:

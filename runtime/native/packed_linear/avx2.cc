@@ -377,7 +377,7 @@ static void product(const Packed& w, Columns columns, int64_t tile, const Quanti
       const int32_t zero = BITS == 8 ? 0 : -(1 << (BITS - 1)) * x.sums[(token + t) * w.groups + group];
       sum[t][0] = sum[t][1] = _mm256_set1_epi32(zero);
     }
-    const int64_t steps = w.steps - step < w.group_steps() ? w.steps - step : w.group_steps();
+    const int64_t steps = w.steps_of(group);
     add_products<BITS, TOKENS>(columns, steps, a + kStepInputs * step, x.stride, sum);
     step += steps;
     const Ymm scales = load_scales<Ymm>(w, tile, group);
@@ -431,9 +431,10 @@ static inline Column pair_values(const uint8_t* values) {
   return {of_half(values), of_half(values + 2 * BITS)};
 }
 
-// Where the inputs of two steps go that `masks` names.
-static inline Column pair_places(__m128i masks) {
-  const __m256i bytes = _mm256_cvtepu8_epi16(masks), spread = _mm256_or_si256(bytes, _mm256_slli_epi16(bytes, 4));
+// Where the inputs of the next two of `steps` steps go, by their masks; of a lone one only its own.
+static inline Column pair_places(const uint8_t* masks, int64_t steps) {
+  const __m128i both = steps > 1 ? _mm_loadu_si128(bytes16(masks)) : _mm_loadl_epi64(bytes16(masks));
+  const __m256i bytes = _mm256_cvtepu8_epi16(both), spread = _mm256_or_si256(bytes, _mm256_slli_epi16(bytes, 4));
   const __m256i fours = _mm256_and_si256(spread, _mm256_set1_epi8(15));
   const __m256i first = _mm256_shuffle_epi8(_mm256_load_si256(bytes32(kPlaces.first)), fours);
   const __m256i second = _mm256_shuffle_epi8(_mm256_load_si256(bytes32(kPlaces.second)), fours);
@@ -455,14 +456,12 @@ static void few_pairs(const Packed& w, const Quantized& x, const Output& out, co
       const int8_t* a = x.codes + token * x.stride;
       Ymm total = Ymm::set(0);
       for (int64_t group = 0; group < w.groups; ++group) {
-        int64_t steps = w.steps - group * w.group_steps();
-        if (steps > w.group_steps()) steps = w.group_steps();
+        int64_t steps = w.steps_of(group);
         __m256i lo = _mm256_setzero_si256(), hi = lo;
         while (steps > 0) {
           __m256i some_lo = _mm256_setzero_si256(), some_hi = some_lo;
           for (int64_t pair = 0; pair < kPairs && steps > 0; ++pair, steps -= 2, a += 8) {
-            const __m128i two = steps > 1 ? _mm_loadu_si128(bytes16(masks)) : _mm_loadl_epi64(bytes16(masks));
-            const Column q = pair_values<BITS>(values), places = pair_places(two);
+            const Column q = pair_values<BITS>(values), places = pair_places(masks, steps);
             int64_t eight;
             std::memcpy(&eight, a, 8);
             const __m256i inputs = _mm256_set1_epi64x(eight);
@@ -496,11 +495,10 @@ static void expand_pairs(const Packed& w, int64_t tile, uint8_t* to) {
     uint8_t* const start = to + group * PairTile::group_bytes(w);
     uint8_t* pair = start + PairTile::kStart;
     Column sum = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    int64_t steps = w.steps - group * w.group_steps();
-    if (steps > w.group_steps()) steps = w.group_steps();
+    int64_t steps = w.steps_of(group);
     for (; steps > 0; steps -= 2, values += 8 * BITS, masks += 16, pair += PairTile::kPair) {
       const Column words = pair_values<BITS>(values);
-      const Column at = pair_places(steps > 1 ? _mm_loadu_si128(bytes16(masks)) : _mm_loadl_epi64(bytes16(masks)));
+      const Column at = pair_places(masks, steps);
       const Column places = {steps_joined(at.lo), steps_joined(at.hi)};
       const auto taken = [&](__m256i q, __m256i place) { return _mm256_andnot_si256(_mm256_cmpeq_epi8(place, none), q); };
       const Column q = {taken(steps_joined(words.lo), places.lo), taken(steps_joined(words.hi), places.hi)};
@@ -553,9 +551,8 @@ static void pair_product(const Packed& w, const uint8_t* expanded, int64_t tile,
     const Column start = load_column(expanded);
     __m256i sum[TOKENS][2];
     for (int t = 0; t < TOKENS; ++t) sum[t][0] = start.lo, sum[t][1] = start.hi;
-    const int64_t first = group * w.group_steps(), left = w.steps - first;
-    const int64_t steps = left < w.group_steps() ? left : w.group_steps();
-    add_pairs<BITS, TOKENS>(expanded + PairTile::kStart, ceil_div(steps, 2), a + kStepInputs * first, x.stride, sum);
+    add_pairs<BITS, TOKENS>(expanded + PairTile::kStart, ceil_div(w.steps_of(group), 2),
+                            a + kStepInputs * group * w.group_steps(), x.stride, sum);
     const Ymm scales = load_scales<Ymm>(w, tile, group);
     for (int t = 0; t < TOKENS; ++t) total[t] = Ymm::fma(Ymm::from_integers(sum[t][0], sum[t][1]), scales, total[t]);
   }
@@ -590,9 +587,7 @@ template <int BITS, Layout LAYOUT>
 static void many_of(const Packed& w, const Quantized& x, const Output& out, const Tiles& tiles, uint8_t* scratch) {
   for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
     Reader<BITS, LAYOUT> reader(w, tile);
-    for (int64_t step = 0; step < w.steps; ++step) {
-      store_column(scratch + kStepPositions * step, reader.next());
-    }
+    for (int64_t step = 0; step < w.steps; ++step) store_column(scratch + kStepPositions * step, reader.next());
     int64_t token = 0;  // sums of four tokens fill half of the registers
     for (; token + 4 <= x.tokens; token += 4) product<BITS, 4>(w, Expanded{scratch}, tile, x, token, out);
     for (; token < x.tokens; ++token) product<BITS, 1>(w, Expanded{scratch}, tile, x, token, out);

@@ -260,8 +260,7 @@ static void few_of(const Packed& w, const Quantized& x, const Output& out, const
       if (left) ahead.take(reader);
       for (int64_t group = 0; group < w.groups; ++group) {
         __m512i sums[2] = {correction(w, x, token, group), _mm512_setzero_si512()};
-        int64_t steps = w.steps - group * w.group_steps();
-        if (steps > w.group_steps()) steps = w.group_steps();
+        int64_t steps = w.steps_of(group);
         for (; steps >= 4 && left > 1; steps -= 4, a += 16, --left) {
           reader.ask(memory);
           add_four<true>(reader, ahead, a, sums);
@@ -364,8 +363,7 @@ static void few_pairs(const Packed& w, const Quantized& x, const Output& out, co
       Zmm total = Zmm::set(0);
       for (int64_t group = 0; group < w.groups; ++group) {
         PairSums even, odd;
-        int64_t steps = w.steps - group * w.group_steps();
-        if (steps > w.group_steps()) steps = w.group_steps();
+        int64_t steps = w.steps_of(group);
         for (; steps >= 4; steps -= 4, values += 4 * bytes, masks += 32, a += 16) {
           memory.ask<4 * bytes>(values, masks);
           add_pair<BITS>(_mm_loadu_si128(reinterpret_cast<const __m128i*>(masks)), values, a, even);
@@ -435,8 +433,7 @@ struct Pairs : PairTile {
       uint8_t* const start = codes + group * group_bytes(w);
       uint8_t* to = start + kStart;
       __m512i sum = _mm512_setzero_si512();
-      int64_t steps = w.steps - group * w.group_steps();
-      if (steps > w.group_steps()) steps = w.group_steps();
+      int64_t steps = w.steps_of(group);
       for (; steps > 0; steps -= 2, values += 8 * BITS, masks += 16, to += kPair) {
         const __m512i places = pair_places<BITS>(pair_masks(masks, steps));
         const __m512i signed_codes = _mm512_sub_epi8(pair_codes<BITS>(values), _mm512_set1_epi8(char(1 << (BITS - 1))));
@@ -551,7 +548,7 @@ static inline void block_of_groups(const Packed& w, const Tile& codes, int64_t t
     __m512i sums[TILES][TOKENS];
     EDGESLIM_UNROLLED for (int t = 0; t < TOKENS; ++t)
       EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) sums[i][t] = codes.start(w, x, token + t, group, i);
-    const int64_t end = step + w.group_steps() < w.steps ? step + w.group_steps() : w.steps;
+    const int64_t end = step + w.steps_of(group);
     codes.add(w, x.codes + token * x.stride, x.stride, group, step, end, sums);
     step = end;
     EDGESLIM_UNROLLED for (int i = 0; i < TILES; ++i) {

@@ -55,6 +55,10 @@ struct Packed {
 
   bool is_integer() const { return bits <= 8; }
   int64_t group_steps() const { return group ? group / kStepInputs : steps; }
+  int64_t steps_of(int64_t index) const {  // of one group: the last may have fewer
+    const int64_t left = steps - index * group_steps();
+    return left < group_steps() ? left : group_steps();
+  }
   int zero_code() const { return 1 << (bits - 1); }
 };
 
@@ -112,10 +116,7 @@ static inline bool has_pairs(const Packed& w) {
 struct PairTile {
   static constexpr int64_t kStart = 64, kPair = 128;  // bytes
 
-  static int64_t group_bytes(const Packed& w) {
-    const int64_t steps = w.groups > 1 ? w.group_steps() : w.steps;
-    return kStart + kPair * ceil_div(steps, 2);
-  }
+  static int64_t group_bytes(const Packed& w) { return kStart + kPair * ceil_div(w.steps_of(0), 2); }
   static int64_t bytes(const Packed& w) { return w.groups * group_bytes(w); }
 };
 

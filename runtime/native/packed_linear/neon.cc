@@ -339,7 +339,7 @@ static void product(const Packed& w, Columns columns, int64_t tile, const Quanti
     int32x4_t sum[TOKENS][4];
     for (auto& of_token : sum)
       for (int32x4_t& four : of_token) four = vdupq_n_s32(0);
-    const int64_t end = w.steps - step < w.group_steps() ? w.steps : step + w.group_steps();
+    const int64_t end = step + w.steps_of(group);
     for (; step < end; ++step, a += kStepInputs) {
       const Column q = columns.next();
       for (int t = 0; t < TOKENS; ++t) {

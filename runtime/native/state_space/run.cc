@@ -101,9 +101,9 @@ void convolve_long(const Convolution& of_first, int64_t batch, const Kernels& ke
   pool.each(batch * pieces, [&](int64_t index) {
     const int64_t first = index % pieces * kTokensTogether, last = std::min(tokens, first + kTokensTogether);
     const Convolution all = of_sequence(of_first, index / pieces);
-    const int64_t before = first ? first : std::min(last, all.width - 1);  // up to there, tokens see `past`
-    if (!first) kernels.convolve(some_tokens(all, 0, before), 0, all.channels);
-    if (before < last) kernels.convolve(some_tokens(all, before, last), 0, all.channels);
+    const int64_t clear = first ? first : all.width - 1;  // tokens before it see `past`
+    if (!first) kernels.convolve(some_tokens(all, 0, clear), 0, all.channels);
+    kernels.convolve(some_tokens(all, clear, last), 0, all.channels);
   });
   for (int64_t sequence = 0; sequence < batch; ++sequence) {
     const Convolution c = of_sequence(of_first, sequence);
