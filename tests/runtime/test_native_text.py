@@ -170,6 +170,11 @@ def test_what_cannot_be_text_or_a_token_is_refused():
         ours.decode([-1])
 
 
+def unigram(part: str) -> str:
+    """A tokenizer.json of one token, with `part` beside its model."""
+    return '{"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}, %s}' % part
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -180,7 +185,16 @@ def test_what_cannot_be_text_or_a_token_is_refused():
         ('{"model": {"type": "BPE", "vocab": {"a": 0, "b": 2}, "merges": []}}', r"the id of 'b' must be in \[0, 2\)"),
         ('{"model": {"type": "BPE", "vocab": {"a": 0, "a": 1}, "merges": []}}', r"the id of 'a' must be in \[0, 1\)"),
         ('{"model": {"type": "WordPiece"}}', "its model is 'WordPiece'; BPE and Unigram are read"),
-        ('{"model": {"type": "BPE"}}', r"tokenizer\.json: onnxruntime-extensions says: .*type must be object"),
+        ('{"model": {"type": "BPE"}}', r"tokenizer\.json: model\.vocab must be an object"),
+        ('{"model": {"type": "BPE", "vocab": {}}}', r"tokenizer\.json: model\.merges must be an array"),
+        ('{"model": {"type": "BPE", "vocab": {}, "merges": ["\\r"]}}', r"model\.merges: entry 0 must be a pair of tokens"),
+        ('{"model": {"type": "BPE", "vocab": {}, "merges": ["# #"]}}', r'begin one with .#. as \["#", \.\.\.\]'),
+        ('{"model": {"type": "BPE", "vocab": {}, "merges": [["a"]]}}', r"onnxruntime-extensions says: .*out of range"),
+        ('{"model": {"type": "Unigram"}}', r"model\.vocab must be an array"),
+        ('{"model": {"type": "Unigram", "vocab": [["a", 0], ["b"]]}}', "entry 1 must be a token and its score"),
+        (unigram('"added_tokens": [{"id": 0}]'), "added_tokens: entry 0 must be a token with its id, content and special"),
+        (unigram('"normalizer": {"precompiled_charsmap": "AA=="}'), "its precompiled_charsmap is none"),
+        (unigram('"normalizer": {"normalizers": [{"precompiled_charsmap": "AAAAAGE="}]}'), "precompiled_charsmap is none"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_read_is_one_clear_error(tmp_path, content, message):

@@ -1,10 +1,10 @@
 #include "engine/tokenizer.h"
 
 #include <algorithm>
-#include <string_view>
 #include <utility>
 
 #include "engine/files.h"
+#include "engine/tokenizer_check.h"
 #include "engine/utf8.h"
 
 namespace edgeslim {
@@ -37,41 +37,13 @@ bool drops_space(const Json& part) {
   return type == "Metaspace" && part["prepend_scheme"].text() != "never" && part["add_prefix_space"].boolean(true);
 }
 
-// The extensions know tokenizers by classes of transformers, and not those that newer versions of it write. These stand
-// for what tokenizer.json says; all else they read there. Null: they have none.
-const char* class_of(const Json& model) {
-  const std::string& type = model["type"].text();
-  if (type == "Unigram") return "T5Tokenizer";
-  if (type != "BPE") return nullptr;
-  return model["byte_fallback"].boolean(false) ? "LlamaTokenizer" : "PreTrainedTokenizer";
-}
-
-// The extensions write each token of a BPE vocabulary at the place that its id says, into as many places as tokens.
-Status check_vocabulary(const Json& vocabulary, const std::string& path) {
-  std::vector<std::string_view> tokens;
-  for (const auto& member : vocabulary.members()) tokens.push_back(member.first);
-  std::sort(tokens.begin(), tokens.end());
-  const int64_t count = std::unique(tokens.begin(), tokens.end()) - tokens.begin();
-  for (const auto& [token, id] : vocabulary.members())
-    if (id.integer(-1) < 0 || id.integer(-1) >= count)
-      return failure(EDGESLIM_BAD_BUNDLE, "%s: the id of '%.40s' must be in [0, %lld), as many tokens there are", path.c_str(),
-                     token.c_str(), (long long)count);
-  return {};
-}
-
 }  // namespace
 
-Status Tokenizer::read(const Json& file, const std::string& path, const char** type) {
-  *type = class_of(file["model"]);
-  if (!*type)
-    return failure(EDGESLIM_BAD_BUNDLE, "%s: its model is '%.40s'; BPE and Unigram are read", path.c_str(),
-                   file["model"]["type"].text().c_str());
-  if (Status s = check_vocabulary(file["model"]["vocab"], path); s.failed()) return s;
+void Tokenizer::read(const Json& file) {
   for (const Json& token : file["added_tokens"].entries())
     if (token["special"].boolean(false)) silent_.push_back(int32_t(token["id"].integer(-1)));
   each_part(file["post_processor"], "processors", [&](const Json& part) { read_template(part, &before_, &after_); });
   each_part(file["decoder"], "decoders", [&](const Json& part) { drops_space_ = drops_space_ || drops_space(part); });
-  return {};
 }
 
 Status Tokenizer::open(const std::string& folder, const char* library, Tokenizer* tokenizer) {
@@ -84,7 +56,8 @@ Status Tokenizer::open(const std::string& folder, const char* library, Tokenizer
   {
     const Json file = Json::parse(text, &wrong);  // as large as the extensions' own: gone before they read the text
     if (!wrong.empty()) return failure(EDGESLIM_BAD_BUNDLE, "%s: not valid JSON: %s", path.c_str(), wrong.c_str());
-    if (Status s = tokenizer->read(file, path, &type); s.failed()) return s;
+    if (Status s = check_tokenizer(file, path, &type); s.failed()) return s;
+    tokenizer->read(file);
   }
   if (Status s = OrtxLibrary::load(library, &tokenizer->library_); s.failed()) return s;
   const OrtxLibrary& ortx = *tokenizer->library_;

@@ -22,7 +22,7 @@ class Tokenizer {
  private:
   friend class TextDecoder;
 
-  Status read(const Json& file, const std::string& path, const char** type);
+  void read(const Json& file);
 
   const OrtxLibrary* library_ = nullptr;
   OrtxPtr tokenizer_;
