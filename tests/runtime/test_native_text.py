@@ -170,9 +170,9 @@ def test_what_cannot_be_text_or_a_token_is_refused():
         ours.decode([-1])
 
 
-def unigram(part: str) -> str:
-    """A tokenizer.json of one token, with `part` beside its model."""
-    return '{"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}, %s}' % part
+def one_piece(part: str) -> str:
+    """A tokenizer.json of one piece, with `part` beside its model."""
+    return '{"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}, ' + part + "}"
 
 
 @pytest.mark.parametrize(
@@ -187,14 +187,23 @@ def unigram(part: str) -> str:
         ('{"model": {"type": "WordPiece"}}', "its model is 'WordPiece'; BPE and Unigram are read"),
         ('{"model": {"type": "BPE"}}', r"tokenizer\.json: model\.vocab must be an object"),
         ('{"model": {"type": "BPE", "vocab": {}}}', r"tokenizer\.json: model\.merges must be an array"),
-        ('{"model": {"type": "BPE", "vocab": {}, "merges": ["\\r"]}}', r"model\.merges: entry 0 must be a pair of tokens"),
+        (
+            '{"model": {"type": "BPE", "vocab": {}, "merges": ["\\r"]}}',
+            r"model\.merges: entry 0 must be a pair of tokens",
+        ),
         ('{"model": {"type": "BPE", "vocab": {}, "merges": ["# #"]}}', r'begin one with .#. as \["#", \.\.\.\]'),
         ('{"model": {"type": "BPE", "vocab": {}, "merges": [["a"]]}}', r"onnxruntime-extensions says: .*out of range"),
         ('{"model": {"type": "Unigram"}}', r"model\.vocab must be an array"),
         ('{"model": {"type": "Unigram", "vocab": [["a", 0], ["b"]]}}', "entry 1 must be a token and its score"),
-        (unigram('"added_tokens": [{"id": 0}]'), "added_tokens: entry 0 must be a token with its id, content and special"),
-        (unigram('"normalizer": {"precompiled_charsmap": "AA=="}'), "its precompiled_charsmap is none"),
-        (unigram('"normalizer": {"normalizers": [{"precompiled_charsmap": "AAAAAGE="}]}'), "precompiled_charsmap is none"),
+        (
+            one_piece('"added_tokens": [{"id": 0}]'),
+            "added_tokens: entry 0 must be a token with its id, content and special",
+        ),
+        (one_piece('"normalizer": {"precompiled_charsmap": "AA=="}'), "its precompiled_charsmap is none"),
+        (
+            one_piece('"normalizer": {"normalizers": [{"precompiled_charsmap": "AAAAAGE="}]}'),
+            "precompiled_charsmap is none",
+        ),
     ],
 )
 def test_a_tokenizer_that_cannot_be_read_is_one_clear_error(tmp_path, content, message):
