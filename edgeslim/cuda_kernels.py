@@ -34,7 +34,7 @@ def keep_kernels_to_cuda(model: nn.Module) -> None:
     for module in _modules(model):
         for name in KERNELS:
             function = getattr(module, name, None)
-            if function is not None and not hasattr(function, "on_cuda"):
+            if function is not None and hasattr(function, "__wrapped__") and not hasattr(function, "on_cuda"):
                 setattr(module, name, _by_device(function))
 
 
