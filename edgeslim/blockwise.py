@@ -1,7 +1,7 @@
 """Walk a model's decoder blocks in order, one in memory at a time.
 
 Two streams of hidden states go through the blocks: the *pruned* stream, what each block really sees once those before
-it are pruned, and the *dense* stream, what it saw in the original model. Both live in files, a batch at a time.
+it are pruned, and the *dense* stream, what it saw in the original model.
 """
 
 import copy
@@ -9,13 +9,12 @@ import fnmatch
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgeslim.activations import Activations
 from edgeslim.checkpoint import Skeleton
 from edgeslim.errors import CheckpointError, RecipeError, did_you_mean
 from edgeslim.experts import SplitExperts
@@ -25,39 +24,6 @@ SENSITIVE = ("*.x_proj", "*.dt_proj")
 (transformers multiplies by dt_proj's weight without calling it)."""
 
 _BATCH_TOKENS = 2048
-
-
-class Activations:
-    """Hidden states of every calibration batch, float32 [batch, seqlen, hidden], in one file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._shapes: list[tuple[int, ...]] = []
-        path.unlink(missing_ok=True)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-    def append(self, batch: Tensor) -> None:
-        """Add a batch at the end."""
-        with self.path.open("ab") as file:
-            file.write(_bytes(batch))
-        self._shapes.append(tuple(batch.shape))
-
-    def read(self, index: int) -> Tensor:
-        """Return batch `index`."""
-        shape = self._shapes[index]
-        values = np.fromfile(self.path, dtype=np.float32, count=int(np.prod(shape)), offset=self._offset(index))
-        return torch.from_numpy(values.reshape(shape))
-
-    def write(self, index: int, batch: Tensor) -> None:
-        """Replace batch `index`."""
-        with self.path.open("r+b") as file:
-            file.seek(self._offset(index))
-            file.write(_bytes(batch))
-
-    def _offset(self, index: int) -> int:
-        return 4 * sum(int(np.prod(shape)) for shape in self._shapes[:index])
 
 
 @dataclass(frozen=True)
@@ -331,7 +297,3 @@ def _replaced_forward(block: nn.Module, forward: Callable[..., Any]) -> Iterator
         yield
     finally:
         del block.forward
-
-
-def _bytes(batch: Tensor) -> memoryview:
-    return memoryview(batch.detach().to("cpu", torch.float32).contiguous().numpy())  # type: ignore[arg-type]

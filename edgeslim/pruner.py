@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from edgeslim import __version__
+from edgeslim.activations import Activations
 from edgeslim.blockwise import (
-    Activations,
     BlockRunner,
     all_linear_names,
     capture_inputs,

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from edgeslim.activations import Activations
 from edgeslim.blockwise import (
-    Activations,
     BlockRunner,
     capture_inputs,
     input_groups,
