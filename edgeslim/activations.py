@@ -1,7 +1,6 @@
 """Hidden states of every calibration batch, kept from block to block.
 
-On a CPU they lie in one file. On a GPU they stay where they are while that leaves it half of its memory: carried to a
-file and back, they took most of the time of a block.
+On a CPU they lie in one file. On a GPU they stay where they are while that leaves it half of its memory.
 """
 
 from dataclasses import dataclass
