@@ -18,7 +18,7 @@ struct Step {
   const Node* node = nullptr;
   const ort::CustomOp* op = nullptr;  // of this library, with its kernel, or
   void* kernel = nullptr;
-  StandardOp standard = nullptr;      // a standard one
+  const StandardOp* standard = nullptr;  // a standard one
   std::vector<int> inputs, outputs;
   std::vector<int> spent;             // values that nothing needs after it
   const Coming* coming = nullptr;     // the matrix that it, or the first step after it that has one, reads

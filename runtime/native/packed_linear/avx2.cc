@@ -8,6 +8,7 @@
 
 #include "core/cpu.h"
 #include "attention/generic.h"
+#include "elementwise/generic.h"
 #include "packed_linear/generic.h"
 #include "packed_linear/spread.h"
 #include "state_space/generic.h"
@@ -654,7 +655,8 @@ bool available() { return cpu().avx2; }
 }  // namespace
 
 const Kernels kAvx2 = {"avx2", available, prologue<Ymm>, quantize<Ymm>, few, many, takes_unsigned, floats<Avx2>,
-                       rotate<Ymm>, attend<Ymm>, convolve<Ymm>, relate<Ymm>, scan<Ymm>, scan_selectively<Ymm>};
+                       rotate<Ymm>, attend<Ymm>, convolve<Ymm>, relate<Ymm>, scan<Ymm>, scan_selectively<Ymm>,
+                       map<Ymm>};
 
 }  // namespace edgeslim
 

@@ -5,6 +5,7 @@
 
 #include "core/cpu.h"
 #include "attention/generic.h"
+#include "elementwise/generic.h"
 #include "packed_linear/generic.h"
 #include "state_space/generic.h"
 #include "state_space/selective_generic.h"
@@ -673,7 +674,8 @@ bool available() { return cpu().avx512; }
 }  // namespace
 
 const Kernels kAvx512 = {"avx512-vnni", available, prologue<Zmm>, quantize<Zmm>, few, many, has_pairs, floats<Avx512>,
-                         rotate<Zmm>, attend<Zmm>, convolve<Zmm>, relate<Zmm>, scan<Zmm>, scan_selectively<Zmm>};
+                         rotate<Zmm>, attend<Zmm>, convolve<Zmm>, relate<Zmm>, scan<Zmm>, scan_selectively<Zmm>,
+                         map<Zmm>};
 
 }  // namespace edgeslim
 

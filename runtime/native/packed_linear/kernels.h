@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "attention/attention.h"
+#include "elementwise/elementwise.h"
 #include "packed_linear/layout.h"
 #include "state_space/selective.h"
 #include "state_space/state_space.h"
@@ -79,6 +80,7 @@ struct Kernels {
   void (*scan)(const Scan&);
   // Channels [first, last), a multiple of 16 apart from the last, of one sequence.
   void (*scan_selectively)(const SelectiveScan&, int64_t first, int64_t last);
+  void (*map)(const Mapping&);
 };
 
 constexpr int64_t kFloatChunk = 256;  // inputs of a tile that are expanded to float32 at a time

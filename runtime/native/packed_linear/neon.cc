@@ -5,6 +5,7 @@
 #include <arm_neon.h>
 
 #include "attention/generic.h"
+#include "elementwise/generic.h"
 #include "core/cpu.h"
 #include "packed_linear/generic.h"
 #include "packed_linear/spread.h"
@@ -425,7 +426,8 @@ bool available() { return cpu().neon_dot; }
 }  // namespace
 
 const Kernels kNeon = {"neon-dot", available, prologue<Neon16>, quantize<Neon16>, few, many, never, floats<Neon>,
-                       rotate<Neon16>, attend<Neon16>, convolve<Neon16>, relate<Neon16>, scan<Neon16>, scan_selectively<Neon16>};
+                       rotate<Neon16>, attend<Neon16>, convolve<Neon16>, relate<Neon16>, scan<Neon16>, scan_selectively<Neon16>,
+                       map<Neon16>};
 
 }  // namespace edgeslim
 

@@ -1,6 +1,7 @@
 // The specification: every other variant is tested against this one.
 #include "core/half.h"
 #include "attention/generic.h"
+#include "elementwise/generic.h"
 #include "packed_linear/generic.h"
 #include "state_space/generic.h"
 #include "state_space/selective_generic.h"
@@ -130,6 +131,7 @@ bool always() { return true; }
 }  // namespace
 
 const Kernels kScalar = {"scalar", always, prologue<Sixteen>, quantize<Sixteen>, few, many, never, floats<Scalar>,
-                         rotate<Sixteen>, attend<Sixteen>, convolve<Sixteen>, relate<Sixteen>, scan<Sixteen>, scan_selectively<Sixteen>};
+                         rotate<Sixteen>, attend<Sixteen>, convolve<Sixteen>, relate<Sixteen>, scan<Sixteen>, scan_selectively<Sixteen>,
+                         map<Sixteen>};
 
 }  // namespace edgeslim

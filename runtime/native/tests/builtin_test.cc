@@ -130,19 +130,30 @@ void memory_stays_for_the_next_run_that_uses_it() {
 // ---- standard operators
 
 struct Made {
-  Tensor tensor;
+  Tensor tensor;  // output 0
   std::vector<char> memory;
+  std::map<std::size_t, Made> others;
 };
 
-Fault apply(const char* op, std::vector<const Tensor*> inputs, std::map<std::string, int64_t> attributes, Made* made) {
+// The node `op` with `outputs` outputs, run by `threads` threads.
+Fault apply(const char* op, std::vector<const Tensor*> inputs, std::map<std::string, int64_t> attributes, Made* made,
+            std::size_t outputs = 1, int threads = 1) {
   Node node;
   node.op = op;
+  node.outputs.resize(outputs, "y");
   for (const auto& [name, value] : attributes) {
-    node.attributes[name].integer = value;
-    node.attributes[name].has_integer = true;
+    Attribute& attribute = node.attributes[name];
+    attribute.integer = value;
+    attribute.has_integer = true;
+    attribute.number = 1e-5f * float(value);  // epsilon, in units of 1e-5
+    attribute.has_number = true;
+    if (name == "approximate") attribute.text = value ? "tanh" : "none";
   }
-  const OutputMaker output = {made, [](void* owner, int element, const std::vector<int64_t>& shape, Fault* wrong) -> Tensor* {
-                                auto* to = static_cast<Made*>(owner);
+  made->others.clear();
+  const OutputMaker output = {made, [](void* owner, std::size_t index, int element, const std::vector<int64_t>& shape,
+                                       Fault* wrong) -> Tensor* {
+                                Made* to = static_cast<Made*>(owner);
+                                if (index) to = &to->others[index];
                                 std::size_t size = 0;
                                 if (!count_bytes(element, shape, &size)) return *wrong = fault("too large"), nullptr;
                                 to->memory.resize(size + 1);
@@ -151,7 +162,14 @@ Fault apply(const char* op, std::vector<const Tensor*> inputs, std::map<std::str
                                 to->tensor.data = to->memory.data();
                                 return &to->tensor;
                               }};
-  return standard_op(op)(node, inputs, output);
+  ThreadPool pool(threads);
+  const Pool of_call = {&pool,
+                        [](void* owner, Pool::Task task, std::size_t count, void* data) {
+                          static_cast<ThreadPool*>(owner)->run(task, count, data);
+                        },
+                        threads};
+  const bool skips = !std::strncmp(op, "Skip", 4);
+  return standard_op(skips ? "com.microsoft" : "", op)->run({node, inputs, output, of_call});
 }
 
 std::vector<int64_t> integers(const Made& made) {
@@ -186,6 +204,16 @@ void standard_operators() {
   expect(!apply("Sub", {&scalar, &x}, {}, &made) && integers(made) == Integers{3, 2, 1, 0, -1, -2}, "Sub from a scalar");
   expect(!apply("Sub", {&x, &x}, {}, &made) && integers(made) == Integers(6, 0), "Sub of equal shapes");
   expect(bool(apply("Sub", {&x, &indices}, {}, &made)), "Sub of shapes that do not fit");
+  Integers pair = {10, 20};
+  const Tensor of_rows = tensor(ort::kInt64, {2, 1}, pair);
+  expect(!apply("Add", {&x, &of_rows}, {}, &made) && integers(made) == Integers{10, 11, 12, 23, 24, 25}, "Add of one a row");
+  Integers four = {4}, eleven = {11}, two = {2};
+  const Tensor from = tensor(ort::kInt64, {}, four), to = tensor(ort::kInt64, {}, eleven), by = tensor(ort::kInt64, {}, two);
+  expect(!apply("Range", {&from, &to, &by}, {}, &made) && integers(made) == Integers{4, 6, 8, 10}, "Range");
+  expect(!apply("Range", {&to, &from, &by}, {}, &made) && integers(made).empty(), "Range of nothing");
+  expect(bool(apply("Range", {&from, &to, &last}, {}, &made)) && bool(apply("Range", {&from, &x, &by}, {}, &made)) &&
+             bool(apply("Range", {&from, &wide, &by}, {}, &made)),
+         "Range downwards, to several, to where there is no memory for it");
   expect(!apply("Add", {&x, &scalar}, {}, &made) && integers(made) == Integers{3, 4, 5, 6, 7, 8}, "Add of a scalar");
   expect(bool(apply("Add", {&x, &indices}, {}, &made)), "Add of shapes that do not fit");
   expect(!apply("Expand", {&column, &indices_2}, {}, &made) && made.tensor.shape == Integers{2, 1} && integers(made) == Integers{1, 1}, "Expand of one");
@@ -200,6 +228,184 @@ void standard_operators() {
   expect(!apply("Shape", {&x}, {{"start", -1}}, &made) && integers(made) == Integers{3}, "Shape from the last dimension on");
   expect(!apply("Shape", {&x}, {{"start", 2}, {"end", -9}}, &made) && made.tensor.shape == Integers{0}, "Shape of nothing");
   expect(bool(apply("Sub", {&x}, {}, &made)) && bool(apply("Cast", {}, {}, &made)), "inputs that are missing");
+}
+
+using Numbers = std::vector<float>;
+
+Numbers numbers(const Tensor& made) {
+  std::size_t count = 0;
+  count_elements(made.shape, &count);
+  return Numbers(made.as<const float>(), made.as<const float>() + count);
+}
+
+Numbers random_numbers(Random& random, std::size_t count, double scale = 1) {
+  Numbers all(count);
+  for (float& one : all) one = float(scale * (double(random.below(20001)) / 10000 - 1));
+  return all;
+}
+
+void operators_that_lay_tensors_out() {
+  Random random(3);
+  Numbers grid = random_numbers(random, 24);
+  const Tensor x = tensor(ort::kFloat, {2, 3, 4}, grid);
+  Made made, parts;
+  expect(!apply("Identity", {&x}, {}, &made) && made.tensor.shape == x.shape && numbers(made.tensor) == grid, "Identity");
+  const auto reshaped = [&](Integers wanted, Integers shape, int64_t allow = 0) {
+    const Tensor to = tensor(ort::kInt64, {int64_t(wanted.size())}, wanted);
+    const Fault wrong = apply("Reshape", {&x, &to}, {{"allowzero", allow}}, &made);
+    return shape.empty() ? bool(wrong) : !wrong && made.tensor.shape == shape && numbers(made.tensor) == grid;
+  };
+  expect(reshaped({0, -1}, {2, 12}) && reshaped({0, 0, 2, -1}, {2, 3, 2, 2}) && reshaped({24}, {24}), "Reshape");
+  expect(reshaped({5, -1}, {}) && reshaped({-1, -1}, {}) && reshaped({-2, 12}, {}) && reshaped({2, 3, 4, 0}, {}) &&
+             reshaped({0, -1}, {}, 1) && reshaped({int64_t{1} << 40, int64_t{1} << 40}, {}),
+         "Reshape to what has other entries");
+  for (const int threads : {1, 3})
+    for (const int64_t axis : {0, 1, 2, -1}) {
+      const auto at = std::size_t(axis < 0 ? axis + 3 : axis);
+      Integers sizes = {x.shape[at] - 1, 0, 1};
+      const Tensor of_sizes = tensor(ort::kInt64, {3}, sizes);
+      expect(!apply("Split", {&x, &of_sizes}, {{"axis", axis}}, &parts, 3, threads), "Split");
+      expect(parts.tensor.shape[at] == sizes[0] && parts.others[1].tensor.shape[at] == 0, "Split by sizes");
+      expect(!apply("Concat", {&parts.tensor, &parts.others[1].tensor, &parts.others[2].tensor}, {{"axis", axis}}, &made, 1, threads) &&
+                 made.tensor.shape == x.shape && numbers(made.tensor) == grid,
+             "Concat of what was split");
+    }
+  expect(!apply("Split", {&x}, {{"axis", 1}}, &parts, 2) && parts.tensor.shape == Integers{2, 2, 4} &&
+             parts.others[1].tensor.shape == Integers{2, 1, 4} && numbers(parts.others[1].tensor)[0] == grid[8],
+         "Split evenly, the last part shorter");
+  Integers more = {2, 2}, less = {-1, 4}, odd = {1, 1};
+  for (Integers* sizes : {&more, &less, &odd}) {
+    const Tensor of_sizes = tensor(ort::kInt64, {2}, *sizes);
+    expect(bool(apply("Split", {&x, &of_sizes}, {{"axis", 1}}, &parts, 2)), "Split by sizes that do not add up");
+    expect(bool(apply("Split", {&x, &of_sizes}, {{"axis", 1}}, &parts, 3)), "Split into more than there are sizes");
+  }
+  expect(bool(apply("Split", {&x}, {{"axis", 3}}, &parts, 2)) && bool(apply("Concat", {&x, &x}, {{"axis", -4}}, &made)), "no such axis");
+  const Tensor flat = tensor(ort::kFloat, {24}, grid);
+  expect(bool(apply("Concat", {&x, &flat}, {{"axis", 0}}, &made)) && bool(apply("Concat", {&x, nullptr}, {{"axis", 0}}, &made)),
+         "Concat of what does not fit, or is not there");
+}
+
+void functions_of_entries() {
+  Random random(4);
+  Numbers many = random_numbers(random, 5 * 7000, 3), row = random_numbers(random, 7000), column = random_numbers(random, 5), lone = {2.5f};
+  for (Numbers* divisors : {&many, &row, &column})
+    for (float& one : *divisors) one += one < 0 ? -0.5f : 0.5f;
+  const Tensor x = tensor(ort::kFloat, {5, 1, 7000}, many), of_row = tensor(ort::kFloat, {7000}, row);
+  const Tensor of_column = tensor(ort::kFloat, {5, 1, 1}, column), single = tensor(ort::kFloat, {}, lone);
+  struct Two {
+    const char* name;
+    double (*f)(double, double);
+  };
+  const Two twos[] = {{"Add", [](double a, double b) { return a + b; }}, {"Sub", [](double a, double b) { return a - b; }},
+                      {"Mul", [](double a, double b) { return a * b; }}, {"Div", [](double a, double b) { return a / b; }},
+                      {"Max", [](double a, double b) { return a > b ? a : b; }}};
+  struct With {
+    const Tensor* b;
+    std::size_t row_step, column_step;
+  };
+  Made made;
+  for (const int threads : {1, 3})
+    for (const Two& two : twos)
+      for (const With& with : {With{&x, 7000, 1}, With{&of_row, 0, 1}, With{&of_column, 1, 0}, With{&single, 0, 0}})
+        for (const bool swapped : {false, true}) {
+          const Fault wrong = swapped ? apply(two.name, {with.b, &x}, {}, &made, 1, threads) : apply(two.name, {&x, with.b}, {}, &made, 1, threads);
+          double worst = 0;
+          for (std::size_t r = 0; r < 5; ++r)
+            for (std::size_t i = 0; i < 7000; ++i) {
+              const double a = double(many[r * 7000 + i]), b = double(with.b->as<const float>()[r * with.row_step + i * with.column_step]);
+              const double expected = swapped ? two.f(b, a) : two.f(a, b);
+              worst = std::max(worst, std::fabs(expected - double(made.tensor.as<const float>()[r * 7000 + i])) / (1 + std::fabs(expected)));
+            }
+          expect(!wrong && made.tensor.shape == x.shape && worst < 1e-6, std::string(two.name) + ", off by " + std::to_string(worst));
+        }
+  Numbers few = {1, 2, 3}, two_by_one = {10, 20};
+  const Tensor across = tensor(ort::kFloat, {1, 3}, few), down = tensor(ort::kFloat, {2, 1}, two_by_one);
+  expect(!apply("Add", {&across, &down}, {}, &made) && made.tensor.shape == Integers{2, 3} && numbers(made.tensor) == Numbers{11, 12, 13, 21, 22, 23},
+         "shapes that spread over each other");
+  expect(bool(apply("Mul", {&x, &across}, {}, &made)) && bool(apply("Mul", {&x}, {}, &made)), "shapes that do not fit, and no operand");
+
+  Numbers wide = random_numbers(random, 40003, 12);
+  wide[0] = 0, wide[1] = 1e-6f, wide[2] = -100, wide[3] = 100;
+  const Tensor of_wide = tensor(ort::kFloat, {40003}, wide);
+  struct One {
+    const char* name;
+    int64_t by_tanh;
+    double (*f)(double);
+    double allowed;
+  };
+  const One ones[] = {
+      {"Relu", 0, [](double v) { return v > 0 ? v : 0; }, 0},
+      {"Sigmoid", 0, [](double v) { return 1 / (1 + std::exp(-v)); }, 3e-7},
+      {"Tanh", 0, [](double v) { return std::tanh(v); }, 3e-7},
+      {"Gelu", 0, [](double v) { return 0.5 * v * (1 + std::erf(v / std::sqrt(2.0))); }, 1e-6},
+      {"Gelu", 1, [](double v) { return 0.5 * v * (1 + std::tanh(std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v))); }, 1e-6},
+  };
+  for (const One& one : ones) {
+    const Fault wrong = apply(one.name, {&of_wide}, {{"approximate", one.by_tanh}}, &made, 1, 3);
+    double worst = 0;
+    for (std::size_t i = 0; i < wide.size(); ++i)
+      worst = std::max(worst, std::fabs(one.f(double(wide[i])) - double(made.tensor.as<const float>()[i])));
+    expect(!wrong && worst <= one.allowed, std::string(one.name) + ", off by " + std::to_string(1e6 * worst) + "e-6");
+  }
+}
+
+// Rows of `width` of x brought to one size, in double.
+std::vector<double> normed(const std::vector<double>& x, std::size_t width, const Numbers& weight, const Numbers& bias, bool centered,
+                           double epsilon) {
+  std::vector<double> y(x.size());
+  for (std::size_t row = 0; row < x.size(); row += width) {
+    double mean = 0, square = 0;
+    for (std::size_t i = 0; centered && i < width; ++i) mean += x[row + i] / double(width);
+    for (std::size_t i = 0; i < width; ++i) square += (x[row + i] - mean) * (x[row + i] - mean) / double(width);
+    for (std::size_t i = 0; i < width; ++i)
+      y[row + i] = (x[row + i] - mean) / std::sqrt(square + epsilon) * double(weight[i]) + (bias.empty() ? 0 : double(bias[i]));
+  }
+  return y;
+}
+
+double farthest(const std::vector<double>& expected, const Tensor& found) {
+  double worst = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) worst = std::max(worst, std::fabs(expected[i] - double(found.as<const float>()[i])));
+  return worst;
+}
+
+void norms_of_rows() {
+  Random random(6);
+  for (const std::size_t width : {1, 15, 64, 1003}) {
+    const auto size = int64_t(width);
+    Numbers x = random_numbers(random, 6 * width), skip = random_numbers(random, 3 * width), weight = random_numbers(random, width),
+            bias = random_numbers(random, width), more = random_numbers(random, width);
+    for (float& one : x) one += 3;  // a mean to take off
+    const Tensor of_x = tensor(ort::kFloat, {2, 3, size}, x), of_skip = tensor(ort::kFloat, {3, size}, skip);
+    const Tensor of_weight = tensor(ort::kFloat, {size}, weight), of_bias = tensor(ort::kFloat, {size}, bias), of_more = tensor(ort::kFloat, {size}, more);
+    const std::vector<double> plain(x.begin(), x.end());
+    std::vector<double> sum = plain, sum_more = plain;
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += double(skip[i % (3 * width)]), sum_more[i] = sum[i] + double(more[i % width]);
+    Made made;
+    expect(!apply("RMSNormalization", {&of_x, &of_weight}, {{"axis", -1}, {"epsilon", 2}}, &made, 1, 3) &&
+               farthest(normed(plain, width, weight, {}, false, 2e-5), made.tensor) < 1e-5,
+           "RMSNormalization");
+    expect(!apply("LayerNormalization", {&of_x, &of_weight, &of_bias}, {}, &made, 1, 3) &&
+               farthest(normed(plain, width, weight, bias, true, 1e-5), made.tensor) < 3e-5,
+           "LayerNormalization with its usual epsilon");
+    expect(!apply("LayerNormalization", {&of_x, &of_weight}, {{"epsilon", 100}}, &made) &&
+               farthest(normed(plain, width, weight, {}, true, 1e-3), made.tensor) < 3e-5,
+           "LayerNormalization without a bias");
+    expect(!apply("SkipSimplifiedLayerNormalization", {&of_x, &of_skip, &of_weight}, {{"epsilon", 1}}, &made, 4, 3) &&
+               farthest(normed(sum, width, weight, {}, false, 1e-5), made.tensor) < 1e-5 && farthest(sum, made.others[3].tensor) < 1e-6,
+           "SkipSimplifiedLayerNormalization, and the sum");
+    expect(!apply("SkipLayerNormalization", {&of_x, &of_skip, &of_weight, &of_bias, &of_more}, {{"epsilon", 100}}, &made, 4) &&
+               farthest(normed(sum_more, width, weight, bias, true, 1e-3), made.tensor) < 3e-5 && farthest(sum_more, made.others[3].tensor) < 1e-6,
+           "SkipLayerNormalization with both biases");
+    if (width == 1) continue;
+    Numbers short_one(width - 1);
+    const Tensor of_short = tensor(ort::kFloat, {size - 1}, short_one);
+    expect(bool(apply("RMSNormalization", {&of_x, &of_short}, {}, &made)) && bool(apply("LayerNormalization", {&of_x, &of_weight, &of_short}, {}, &made)) &&
+               bool(apply("SkipLayerNormalization", {&of_x, &of_short, &of_weight}, {}, &made, 4)) &&
+               bool(apply("SkipLayerNormalization", {&of_skip, &of_x, &of_weight}, {}, &made, 4)) &&
+               bool(apply("RMSNormalization", {&of_x, &of_weight}, {{"axis", 1}}, &made)) && bool(apply("RMSNormalization", {&of_x}, {}, &made)),
+           "weights, skips and axes that do not fit");
+  }
 }
 
 // ---- graphs
@@ -401,6 +607,9 @@ int main() {
   callers_do_not_wait_for_each_other();
   memory_stays_for_the_next_run_that_uses_it();
   standard_operators();
+  operators_that_lay_tensors_out();
+  functions_of_entries();
+  norms_of_rows();
   small_graph();
   steps_of_every_method_leave_as_many_tokens_as_planned();
   the_least_important_tokens_go();
