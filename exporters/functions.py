@@ -23,8 +23,8 @@ LINEAR, GATHER, ATTENTION = "PackedLinear", "PackedGather", "GroupQueryAttention
 CONV, SCAN, SELECTIVE_SCAN = "CausalConv", "StateSpaceScan", "SelectiveScan"
 GATED = "gated"
 """Overload of the selective scan that is given a gate."""
-POSITIONS = "positions"
-"""Overload of attention that is told the positions of its tokens."""
+POSITIONS, NORMS = "positions", "norms"
+"""Parts of the overloads of attention that is told the positions of its tokens, and that norms queries and keys."""
 LINEAR_INPUTS = ("x", "values", "scales", "masks", "offsets", "bias", "gate", "norm", "residual")
 GATHER_INPUTS = ("ids", "values", "scales", "masks", "offsets")
 ATTENTION_INPUTS = (
@@ -38,8 +38,12 @@ ATTENTION_INPUTS = (
     "cos_cache",
     "sin_cache",
     "position_ids",
+    "query_norm",
+    "key_norm",
 )
 ATTENTION_ATTRIBUTES = ("num_heads", "kv_num_heads", "scale", "do_rotary", "rotary_interleaved", "local_window_size")
+NORM_EPSILON = "norm_epsilon"
+"""A further attribute of attention that norms queries and keys."""
 CONV_INPUTS = ("x", "weight", "bias", "past_state")
 SCAN_INPUTS = ("xbc", "dt", "dt_bias", "A_log", "D", "past_state")
 SELECTIVE_SCAN_INPUTS = ("x", "dt", "dt_bias", "A_log", "D", "b", "c", "past_state", "gate")
@@ -47,6 +51,7 @@ OPTIONAL = LINEAR_INPUTS[5:]
 OPSET = 23
 """Opset of the bodies: the first with RMSNormalization."""
 
+_POSITIONS_INPUT = ATTENTION_INPUTS.index("position_ids")
 _MATRIX = ("layout", "n", "k", "bits", "group", "pattern_n", "pattern_m")
 _ATTENTION_TYPES = ("int", "int", "float", "int", "int", "int")
 _LINEAR_ATTRIBUTES = (*_MATRIX, "activations", "x_start", "gate_start", "epsilon")
@@ -104,28 +109,32 @@ def gather_function(form: Form) -> ir.Function:
     return _function(GATHER, form_name(form), GATHER_INPUTS, _MATRIX, lines)
 
 
-def attention_function(*, positions: bool = False) -> ir.Function:
+def attention_function(*, positions: bool = False, norms: bool = False) -> ir.Function:
     """Return the body of GroupQueryAttention: the operator of com.microsoft, which computes the same.
 
     With `positions`, the overload of nodes that have position_ids: they rotate before, since the operator of
-    com.microsoft reads only the first position of a prompt.
+    com.microsoft reads only the first position of a prompt. With `norms`, that of nodes that have query_norm and
+    key_norm, of a head's entries or all heads'.
     """
-    inputs, outputs = ", ".join(ATTENTION_INPUTS[: None if positions else -1]), "y, present_key, present_value"
+    inputs = ATTENTION_INPUTS[: None if norms else _POSITIONS_INPUT + positions]
     kinds = dict(zip(ATTENTION_ATTRIBUTES, _ATTENTION_TYPES, strict=True))
+    lines: list[str] = []
+    query, key, value = inputs[:3]
+    if positions or norms:
+        lines, (query, key, value) = [*_APART], ("query_part", "key_part", "value_part")
+    if norms:
+        lines += [*_PIECES, *_norm_lines("query"), *_norm_lines("key")]
+        query, key = "query_normed", "key_normed"
     if positions:
         del kinds["do_rotary"], kinds["rotary_interleaved"]
+        lines += [_turn_line("query_turned", query, "num_heads"), _turn_line("key_turned", key, "kv_num_heads")]
+        query, key = "query_turned", "key_turned"
     passed = ", ".join(f"{name}: {kind} = @{name}" for name, kind in kinds.items())
-    read = "query, key_turned, value_part, past_key, past_value, seqlens_k, total_sequence_length"
-    lines = [
-        *(_ROTATED if positions else []),
-        f"{outputs} = com.microsoft.{ATTENTION} <{passed}> ({read if positions else inputs})",
-    ]
-    overload = f', overload: "{POSITIONS}"' if positions else ""
-    text = (
-        f'<opset_import: ["" : {OPSET}, "com.microsoft" : 1], domain: "{DOMAIN}"{overload}>\n'
-        f"{ATTENTION} <{', '.join(ATTENTION_ATTRIBUTES)}> ({inputs}) => ({outputs}) {{\n  " + "\n  ".join(lines) + "\n}"
-    )
-    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
+    read, outputs = ", ".join([query, key, value, *inputs[3 : 7 if positions else 9]]), "y, present_key, present_value"
+    lines.append(f"{outputs} = com.microsoft.{ATTENTION} <{passed}> ({read})")
+    overload = "_".join(name for name, is_there in ((POSITIONS, positions), (NORMS, norms)) if is_there)
+    attributes = (*ATTENTION_ATTRIBUTES, *([NORM_EPSILON] if norms else []))
+    return _parsed(ATTENTION, overload, inputs, outputs, attributes, lines)
 
 
 def conv_function() -> ir.Function:
@@ -177,14 +186,37 @@ def selective_scan_function(*, gated: bool = False) -> ir.Function:
 def _stateful_function(
     name: str, attributes: tuple[str, ...], inputs: tuple[str, ...], lines: list[str], overload: str = ""
 ) -> ir.Function:
+    return _parsed(name, overload, inputs, "y, present_state", attributes, lines)
+
+
+def _parsed(
+    name: str, overload: str, inputs: tuple[str, ...], outputs: str, attributes: tuple[str, ...], lines: list[str]
+) -> ir.Function:
     named = f', overload: "{overload}"' if overload else ""
     text = (
         f'<opset_import: ["" : {OPSET}, "com.microsoft" : 1], domain: "{DOMAIN}"{named}>\n'
-        f"{name} <{', '.join(attributes)}> ({', '.join(inputs)}) => (y, present_state) {{\n  "
-        + "\n  ".join(lines)
-        + "\n}"
+        f"{name} <{', '.join(attributes)}> ({', '.join(inputs)}) => ({outputs}) {{\n  " + "\n  ".join(lines) + "\n}"
     )
     return ir.serde.deserialize_function(onnx.parser.parse_function(text))
+
+
+def _norm_lines(name: str) -> list[str]:
+    """`<name>_normed`: the part `name` in pieces of as many columns as its norm has entries, each normed."""
+    return [
+        f"{name}_norm_size = Shape({name}_norm)",
+        f"{name}_pieces_shape = Concat <axis = 0> (kept, last, {name}_norm_size)",
+        f"{name}_pieces = Reshape({name}_part, {name}_pieces_shape)",
+        f"{name}_pieces_normed = RMSNormalization <axis = -1, epsilon: float = @{NORM_EPSILON}> "
+        f"({name}_pieces, {name}_norm)",
+        f"{name}_normed = Reshape({name}_pieces_normed, flat)",
+    ]
+
+
+def _turn_line(turned: str, part: str, heads: str) -> str:
+    return (
+        f"{turned} = com.microsoft.RotaryEmbedding <num_heads: int = @{heads}, interleaved: int = "
+        f"@rotary_interleaved> ({part}, position_ids, cos_cache, sin_cache)"
+    )
 
 
 def _function(
@@ -450,7 +482,7 @@ _INTEGER_PRODUCT = [
 ]
 _ROUNDED_PRODUCT = ["of_codes = MatMul(token_codes, weight)", "product = Mul(of_codes, token_scale)"]
 _FLOAT_PRODUCT = ["product = MatMul(t, weight)"]
-_ROTATED = [
+_APART = [
     "one = Constant <value_ints = [1]> ()",
     "heads_0 = Constant <value_int: int = @num_heads> ()",
     "key_heads_0 = Constant <value_int: int = @kv_num_heads> ()",
@@ -461,11 +493,11 @@ _ROTATED = [
     "key_size = Mul(key_heads, width)",
     "sizes = Concat <axis = 0> (query_size, key_size, key_size)",
     "query_part, key_part, value_part = Split <axis = -1> (qkv, sizes)",
-    *(
-        f"{name} = com.microsoft.RotaryEmbedding <num_heads: int = @{count}, interleaved: int = @rotary_interleaved> "
-        f"({part}, position_ids, cos_cache, sin_cache)"
-        for name, count, part in (("query", "num_heads", "query_part"), ("key_turned", "kv_num_heads", "key_part"))
-    ),
+]
+_PIECES = [
+    "kept = Constant <value_ints = [0, 0]> ()",
+    "last = Constant <value_ints = [-1]> ()",
+    "flat = Constant <value_ints = [0, 0, -1]> ()",
 ]
 _SCAN = [
     "last = Constant <value_ints = [-1]> ()",

@@ -18,6 +18,7 @@ from edgeslim.exporters.passes.fuse_attention import FuseAttention
 from edgeslim.exporters.passes.fuse_causal_conv import FuseCausalConv
 from edgeslim.exporters.passes.fuse_gate import FuseGate
 from edgeslim.exporters.passes.fuse_norm import FuseNorm
+from edgeslim.exporters.passes.fuse_query_norms import FuseQueryNorms
 from edgeslim.exporters.passes.fuse_selective_scan import FuseSelectiveScan
 from edgeslim.exporters.passes.fuse_state_space import FuseStateSpace
 from edgeslim.exporters.passes.fuse_sums import FuseSums
@@ -74,8 +75,9 @@ def lower(model: ir.Model, plan: Plan, scratch: Path, progress: Progress = lambd
         return _lower_to_tensorrt(model, plan, measured)
     selected = {node for node, layer in measured.items() if plan.select(layer)}
     run_passes(model, [PackedLinears(select=lambda node: (node.name or "") in selected, lookups=plan.bits < 32)])
-    run_passes(model, [SplitSkipNorms(), FuseNorm(), FuseGate(), JoinLinears(plan.joinable), FuseSums()])
-    run_passes(model, [FuseAttention(), FuseCausalConv(), FuseStateSpace(), FuseSelectiveScan(), ReadColumns()])
+    run_passes(model, [SplitSkipNorms(), FuseNorm(), FuseGate(), FuseSums()])
+    run_passes(model, [FuseAttention(), FuseQueryNorms(), JoinLinears(plan.joinable)])
+    run_passes(model, [FuseCausalConv(), FuseStateSpace(), FuseSelectiveScan(), ReadColumns()])
     store = StorePacked(_chooser(model.graph, plan), scratch, progress=progress)
     run_passes(model, [store])
     plain = {node: layer for node, layer in measured.items() if node not in store.stored}

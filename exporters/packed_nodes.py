@@ -103,6 +103,14 @@ def operands(node: ir.Node) -> frozenset[str]:
     return frozenset(name for name, value in zip(_INPUTS[node.op_type], node.inputs, strict=False) if value is not None)
 
 
+def joins_columns(node: ir.Node) -> bool:
+    """Return whether `node` puts the columns of its inputs side by side."""
+    if node.op_type != "Concat" or node.domain:
+        return False
+    axis, shape = node.attributes.get_int("axis", 0), node.outputs[0].shape
+    return axis == -1 or (shape is not None and axis == shape.rank() - 1)
+
+
 def sole_user(value: ir.Value | None) -> ir.Node | None:
     """Return the node that alone reads `value` (once), None where there is none, several, or it is an output."""
     if value is None or value.is_graph_output():

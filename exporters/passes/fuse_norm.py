@@ -13,7 +13,7 @@ class FuseNorm(ir.passes.InPlacePass):
     """Fuse RMSNormalization into PackedLinear nodes."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        nodes = [node for node in model.graph if node.op_type == "RMSNormalization" and _fits(node)]
+        nodes = [node for node in model.graph if _fits(node)]
         for node in nodes:
             for use in list(node.outputs[0].uses()):
                 set_operand(use.node, "x", node.inputs[0])
@@ -23,13 +23,22 @@ class FuseNorm(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, bool(nodes))
 
 
+def plain_norm(node: ir.Node | None) -> list[object] | None:
+    """Return the shape of the weight where `node` is an RMSNormalization of last axes by a constant one, else None."""
+    if node is None or node.op_type != "RMSNormalization" or node.domain:
+        return None
+    weight, plain = node.inputs[1], node.attributes.get_int("axis", -1) == -1 and "stash_type" not in node.attributes
+    if not plain or weight is None or not weight.is_initializer() or weight.shape is None:
+        return None
+    return list(weight.shape)
+
+
 def _fits(node: ir.Node) -> bool:
-    weight, norm = node.inputs[1], node.outputs[0]
+    shape, norm = plain_norm(node), node.outputs[0]
     uses = list(norm.uses())
-    if not uses or norm.is_graph_output() or weight is None or not weight.is_initializer() or weight.shape is None:
+    if not uses or norm.is_graph_output() or shape is None:
         return False
-    plain = node.attributes.get_int("axis", -1) == -1 and "stash_type" not in node.attributes
-    return plain and all(_takes_norm(use.node, norm, list(weight.shape)) for use in uses)
+    return all(_takes_norm(use.node, norm, shape) for use in uses)
 
 
 def _takes_norm(user: ir.Node, norm: ir.Value, shape: list[object]) -> bool:

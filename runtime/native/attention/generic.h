@@ -11,8 +11,9 @@ namespace edgeslim {
 
 static inline void rotate_pairs(const Rotation& turn, const float* x, float* out) {
   for (int64_t i = 0; 2 * i < turn.rotary; ++i) {
-    out[2 * i] = x[2 * i] * turn.cosine[i] - x[2 * i + 1] * turn.sine[i];
-    out[2 * i + 1] = x[2 * i + 1] * turn.cosine[i] + x[2 * i] * turn.sine[i];
+    const float even = x[2 * i], odd = x[2 * i + 1];
+    out[2 * i] = even * turn.cosine[i] - odd * turn.sine[i];
+    out[2 * i + 1] = odd * turn.cosine[i] + even * turn.sine[i];
   }
 }
 
@@ -27,7 +28,7 @@ static inline void rotate_halves(const Rotation& turn, const float* x, float* ou
   });
 }
 
-// out [count, head_size] = `count` heads x turned by the angles of their position.
+// out [count, head_size] = `count` heads x turned by the angles of their position; out may be x.
 template <class V>
 static void rotate(const Rotation& turn, const float* x, int64_t count, float* out) {
   for (int64_t head = 0; head < count; ++head, x += turn.head_size, out += turn.head_size) {
@@ -35,7 +36,8 @@ static void rotate(const Rotation& turn, const float* x, int64_t count, float* o
       rotate_pairs(turn, x, out);
     else
       rotate_halves<V>(turn, x, out);
-    std::memcpy(out + turn.rotary, x + turn.rotary, sizeof(float) * std::size_t(turn.head_size - turn.rotary));
+    if (out != x)
+      std::memcpy(out + turn.rotary, x + turn.rotary, sizeof(float) * std::size_t(turn.head_size - turn.rotary));
   }
 }
 

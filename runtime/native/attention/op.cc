@@ -3,9 +3,12 @@
 //
 // Inputs      qkv [B, T, (H + 2 N) D], key (absent), value (absent), past_key [B, N, P, D], past_value,
 //             seqlens_k int32 [B] (S - 1), total_sequence_length int32, cos_cache?, sin_cache? [positions, rotary / 2],
-//             position_ids? int64 [B, T]: what queries and keys are rotated by; absent: their places in the cache
+//             position_ids? int64 [B, T]: what queries and keys are rotated by; absent: their places in the cache,
+//             query_norm? [D] or [H D], key_norm? [D] or [N D]: t / rms(t) * norm over each head or over all of a token's,
+//             before the rotation
 // Outputs     out [B, T, H D], present_key, present_value [B, N, max(P, S), D]
-// Attributes  num_heads, kv_num_heads, scale, do_rotary, rotary_interleaved, local_window_size: as in com.microsoft
+// Attributes  num_heads, kv_num_heads, scale, do_rotary, rotary_interleaved, local_window_size: as in com.microsoft;
+//             norm_epsilon: added to the mean square, 1e-5 where it is not there
 #include <algorithm>
 #include <cmath>
 
@@ -15,7 +18,9 @@
 namespace edgeslim::ort {
 namespace {
 
-enum Input { kQkv, kKey, kValue, kPastKey, kPastValue, kSequenceLengths, kTotalLength, kCosine, kSine, kPositions, kInputs };
+enum Input {
+  kQkv, kKey, kValue, kPastKey, kPastValue, kSequenceLengths, kTotalLength, kCosine, kSine, kPositions, kQueryNorm, kKeyNorm, kInputs
+};
 
 struct GroupQueryAttention {
   static constexpr const char* kName = "GroupQueryAttention";
@@ -34,6 +39,7 @@ struct GroupQueryAttention {
     rotary = runtime.integer(info, "do_rotary", 0) != 0;
     interleaved = runtime.integer(info, "rotary_interleaved", 0) != 0;
     scale = runtime.number(info, "scale", 0);
+    epsilon = runtime.number(info, "norm_epsilon", 1e-5f);
     if (heads < 1 || kv_heads < 1 || heads % kv_heads || heads > 65536)
       *wrong = fault("num_heads must be a multiple of kv_num_heads, got %lld and %lld", (long long)heads,
                      (long long)kv_heads);
@@ -48,6 +54,7 @@ struct GroupQueryAttention {
     const Tensor total = runtime.input(context, kTotalLength, &wrong);
     const Tensor cosine = runtime.input(context, kCosine, &wrong), sine = runtime.input(context, kSine, &wrong);
     const Tensor positions = runtime.input(context, kPositions, &wrong);
+    const Tensor query_norm = runtime.input(context, kQueryNorm, &wrong), key_norm = runtime.input(context, kKeyNorm, &wrong);
     if (wrong) return wrong;
     AttentionCall c;
     if ((wrong = read_shapes(qkv, past_key, past_value, &c))) return wrong;
@@ -55,6 +62,8 @@ struct GroupQueryAttention {
     const int64_t longest = *total.as<int32_t>();
     std::vector<int64_t> past;
     if ((wrong = read_past(c, lengths, longest, &past))) return wrong;
+    if ((wrong = read_norm("query_norm", query_norm, c.head_size, heads, &c.query_norm))) return wrong;
+    if ((wrong = read_norm("key_norm", key_norm, c.head_size, kv_heads, &c.key_norm))) return wrong;
     if (rotary && (wrong = read_rotary(cosine, sine, positions, longest, &c))) return wrong;
     c.past = past.data();
     c.room = std::max(c.past_room, longest);
@@ -84,9 +93,20 @@ struct GroupQueryAttention {
     c->past_room = key.shape[2];
     c->window = window;
     c->interleaved = interleaved;
+    c->epsilon = epsilon;
     c->scale = scale != 0 ? scale : 1.0f / std::sqrt(float(std::max<int64_t>(1, c->head_size)));
     if (key.shape[0] != c->batch || qkv.shape[2] != (heads + 2 * kv_heads) * c->head_size || c->head_size < 1)
       return fault("qkv must have (num_heads + 2 kv_num_heads) head sizes, past_key the same batch");
+    return {};
+  }
+
+  static Fault read_norm(const char* name, const Tensor& given, int64_t head_size, int64_t count, HeadNorm* norm) {
+    if (!given) return {};
+    norm->size = given.last();
+    if (given.shape.size() != 1 || (norm->size != head_size && norm->size != count * head_size))
+      return fault("%s must have one dimension of %lld or %lld entries, a head's or all heads'", name, (long long)head_size,
+                   (long long)(count * head_size));
+    norm->weight = given.as<const float>();
     return {};
   }
 
@@ -126,7 +146,7 @@ struct GroupQueryAttention {
   Runtime runtime;
   int64_t heads = 0, kv_heads = 0, window = 0;
   bool rotary = false, interleaved = false;
-  float scale = 0;
+  float scale = 0, epsilon = 0;
 };
 
 }  // namespace

@@ -1,10 +1,17 @@
-// One call of grouped-query attention: the cache is extended, queries are rotated, heads are shared out.
+// One call of grouped-query attention: queries and keys are normed and rotated, the cache is extended, heads are shared
+// out.
 #pragma once
 
 #include "core/pool.h"
 #include "packed_linear/kernels.h"
 
 namespace edgeslim {
+
+// t / rms(t) * weight over pieces of `size` entries: D, a head, or all heads of a token.
+struct HeadNorm {
+  const float* weight = nullptr;  // [size]; null: no norm
+  int64_t size = 0;
+};
 
 // Letters as in attention.h; B batch, H heads of queries, N heads of keys and values.
 struct AttentionCall {
@@ -20,6 +27,8 @@ struct AttentionCall {
   int64_t past_room = 0, room = 0, rotary = 0, window = 0;
   const int64_t* past = nullptr;       // [B], P of each sequence
   const int64_t* positions = nullptr;  // [B, T], which angles are taken; null: those of the places in the cache
+  HeadNorm query_norm, key_norm;
+  float epsilon = 0;  // of the norms
   bool interleaved = false;
   float scale = 0;
 };

@@ -44,6 +44,12 @@ void compare(const char* what, const F& outputs, Count* count) {
   }
 }
 
+// No norm, one of each head, one of all `heads`.
+HeadNorm random_norm(const std::vector<float>& weight, int64_t heads, Random& random) {
+  const int64_t kind = random.below(3), d = int64_t(weight.size()) / heads;
+  return {kind ? weight.data() : nullptr, kind == 1 ? d : heads * d};
+}
+
 void attention_case(int64_t d, int64_t past, int64_t tokens, int64_t window, Random& random, Count* count) {
   AttentionCall c;
   c.batch = 1;
@@ -61,6 +67,10 @@ void attention_case(int64_t d, int64_t past, int64_t tokens, int64_t window, Ran
   const auto qkv = random_floats(tokens * 8 * d, random), keys = random_floats(2 * past * d, random);
   const auto values = random_floats(2 * past * d, random);
   const auto cosine = random_floats(c.room * c.rotary / 2, random), sine = random_floats(c.room * c.rotary / 2, random);
+  const auto query_norm = random_floats(4 * d, random), key_norm = random_floats(2 * d, random);
+  c.query_norm = random_norm(query_norm, 4, random);
+  c.key_norm = random_norm(key_norm, 2, random);
+  c.epsilon = 1e-5f;
   c.qkv = qkv.data();
   c.past_key = keys.data();
   c.past_value = values.data();
