@@ -9,11 +9,13 @@ import pytest
 import torch
 from families import VOCAB, save_tiny, tiny_model
 
-from edgeslim.errors import ExportError
+from edgeslim.errors import BundleError, ExportError
 from edgeslim.exporters import FAMILIES
 from edgeslim.exporters.parity import sample_tokens
 from edgeslim.runtime.generate import generate
 from edgeslim.runtime.manifest import Manifest
+from edgeslim.runtime.native_library import is_available
+from edgeslim.runtime.native_session import NativeSession
 from edgeslim.runtime.session import GenaiSession, OrtSession
 
 TOLERANCE = 1e-5  # float32 sums in another order; logits are between 1 and 5
@@ -43,6 +45,24 @@ def test_greedy_tokens_equal_transformers_generate(bundle: Bundle, family: str) 
 
     assert list(generate(GenaiSession(bundle(family), threads=1), prompt, 32)) == expected
     assert list(generate(OrtSession(bundle(family), threads=1), prompt, 32)) == expected
+
+
+NEED_ONNXRUNTIME = {"gemma2": "GroupQueryAttention", "jamba": "Einsum"}
+"""Families whose packed graphs keep an operator that the native runtime lacks: scores with a bound, a router."""
+
+
+@pytest.mark.skipif(not is_available(), reason="no kernel library: installed without a compiler")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_packed_bundle_runs_without_onnxruntime_unless_it_says_why_not(bundle: Bundle, family: str) -> None:
+    folder = bundle(family, "fp16", "kernel")  # float activations: no entry that lies between two codes
+    if missing := NEED_ONNXRUNTIME.get(family):
+        with pytest.raises(BundleError, match=rf"\({missing}\): only ONNX Runtime has this operator"):
+            NativeSession(folder, threads=1, onnxruntime=False)
+        return
+    alone, stock = NativeSession(folder, threads=2, onnxruntime=False), OrtSession(folder, threads=1)
+    tokens = np.random.default_rng(2).integers(3, VOCAB, (1, 19))
+    for piece in (tokens[:, :13], tokens[:, 13:18], tokens[:, 18:]):
+        np.testing.assert_allclose(alone.feed(piece), stock.feed(piece), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("family", ["llama", "mamba2"])
