@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeslim.exporters.functions import (
@@ -182,6 +183,25 @@ def test_a_damaged_matrix_is_an_error_at_load_and_no_crash(damage: str) -> None:
         session(model.SerializeToString(), library=True)
 
 
+ATTENTION_NAMES = ("qkv", "", "", "past_key", "past_value", "lengths", "total", "cos", "sin")
+_KINDS = {"lengths": TensorProto.INT32, "total": TensorProto.INT32, "positions": TensorProto.INT64}
+
+
+def attention_model(functions: list[ir.Function], *more: str, **attributes: Any) -> bytes:
+    """A GroupQueryAttention of ours with inputs `more` after cos and sin; its body is the first of `functions`."""
+    names = [*ATTENTION_NAMES, *more]
+    overload = functions[0].overload if functions else ""
+    attributes = {"scale": 0.0, "do_rotary": 1, "rotary_interleaved": 0, "local_window_size": -1, **attributes}
+    node = helper.make_node(
+        "GroupQueryAttention", names, ["y", "key", "value"], domain="edgeslim", overload=overload, **attributes
+    )
+    there = [name for name in names if name]
+    inputs = [helper.make_tensor_value_info(name, _KINDS.get(name, TensorProto.FLOAT), None) for name in there]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "key", "value")]
+    graph = helper.make_graph([node], "test", inputs, outputs)
+    return serialized(graph, [ir.to_proto(function) for function in functions])
+
+
 @needs_library
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "size", "rotary", "window", "interleaved"),
@@ -190,25 +210,14 @@ def test_a_damaged_matrix_is_an_error_at_load_and_no_crash(damage: str) -> None:
 def test_attention_of_ours_is_that_of_com_microsoft(
     heads: int, kv_heads: int, size: int, rotary: int, window: int, interleaved: int
 ) -> None:
-    names = ["qkv", "", "", "past_key", "past_value", "lengths", "total", "cos", "sin"]
-    floats = [name for name in names if name and name not in ("lengths", "total")]
-    node = helper.make_node(
-        "GroupQueryAttention",
-        names,
-        ["y", "key", "value"],
-        domain="edgeslim",
+    model = attention_model(
+        [attention_function()],
         num_heads=heads,
         kv_num_heads=kv_heads,
-        scale=0.0,
         do_rotary=1,
         rotary_interleaved=interleaved,
         local_window_size=window,
     )
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in floats]
-    inputs += [helper.make_tensor_value_info(name, TensorProto.INT32, None) for name in ("lengths", "total")]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "key", "value")]
-    graph = helper.make_graph([node], "test", inputs, outputs)
-    model = serialized(graph, [ir.to_proto(attention_function())])
     body, kernel = session(model, library=False), session(model, library=True)
     rng, angles = np.random.default_rng(0), np.outer(np.arange(300), 0.9 ** np.arange(rotary // 2)).astype(np.float32)
     for batch, past, tokens, room in [(1, 0, 1, 0), (2, 0, 40, 0), (2, 3, 1, 0), (1, 7, 20, 0), (1, 33, 3, 64)]:
@@ -225,3 +234,117 @@ def test_attention_of_ours_is_that_of_com_microsoft(
         for found, expected in zip(kernel.run(None, feed), body.run(None, feed), strict=True):
             seen = slice(None, past + tokens) if found.ndim == 4 else slice(None)
             assert np.abs(found[..., seen, :] - expected[..., seen, :]).max() < 5e-6
+
+
+EPSILON = 0.01  # large enough that a norm without it differs
+
+
+def attended(feed: dict[str, Any], heads: int, kv_heads: int, window: int, norms: dict[str, F32]) -> list[torch.Tensor]:
+    """Attention by torch in float64, of tokens with rotated halves: y, keys and values of the new tokens."""
+    given = {name: torch.from_numpy(array).double() for name, array in {**feed, **norms}.items() if array.ndim}
+    size, past, tokens = given["past_key"].shape[3], given["past_key"].shape[2], given["qkv"].shape[1]
+    parts = list(given["qkv"].split([heads * size, kv_heads * size, kv_heads * size], -1))
+    positions = torch.from_numpy(feed["positions"]) if "positions" in feed else past + torch.arange(tokens)[None]
+    cos, sin = (given[name][positions][:, None] for name in ("cos", "sin"))  # [B, 1, T, rotary / 2]
+    half = cos.shape[-1]
+    for index, (norm, count) in enumerate((("query_norm", heads), ("key_norm", kv_heads))):
+        x = parts[index]
+        if norm in given:
+            pieces = x.unflatten(-1, (-1, len(given[norm])))
+            x = torch.nn.functional.rms_norm(pieces, pieces.shape[-1:], given[norm], EPSILON).flatten(-2)
+        x = x.unflatten(-1, (count, size)).transpose(1, 2)
+        a, b, rest = x.split([half, half, size - 2 * half], -1)
+        parts[index] = torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+    query, key, value = parts[0], parts[1], parts[2].unflatten(-1, (kv_heads, size)).transpose(1, 2)
+    keys, values = (torch.cat([given[f"past_{name}"], x], 2) for name, x in (("key", key), ("value", value)))
+    distance = past + torch.arange(tokens)[:, None] - torch.arange(past + tokens)
+    seen = (distance >= 0) & ((distance < window) | (window < 0))
+    y = torch.nn.functional.scaled_dot_product_attention(query, keys, values, seen, enable_gqa=True)
+    return [y.transpose(1, 2).flatten(-2), key, value]
+
+
+def attention_feed(batch: int, past: int, tokens: int, heads: int, kv_heads: int, size: int) -> dict[str, Any]:
+    rng, angles = np.random.default_rng(past + tokens), np.outer(np.arange(90), 0.9 ** np.arange(size // 2))
+    cache = (batch, kv_heads, past, size)
+    return {
+        "qkv": rng.standard_normal((batch, tokens, (heads + 2 * kv_heads) * size)).astype(np.float32),
+        "past_key": rng.standard_normal(cache).astype(np.float32),
+        "past_value": rng.standard_normal(cache).astype(np.float32),
+        "lengths": np.full(batch, past + tokens - 1, np.int32),
+        "total": np.array(past + tokens, np.int32),
+        "cos": np.cos(angles).astype(np.float32),
+        "sin": np.sin(angles).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("positions", [False, True])
+@pytest.mark.parametrize("wide", [False, True], ids=["of-a-head", "of-all-heads"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "window"),
+    [(4, 2, 16, -1), (6, 3, 64, -1), (4, 4, 48, 5), (3, 1, 18, -1), (6, 2, 37, 7), (2, 1, 3, -1)],
+)
+def test_attention_with_norms_is_that_of_torch(
+    heads: int, kv_heads: int, size: int, window: int, wide: bool, positions: bool
+) -> None:
+    function = attention_function(positions=positions, norms=True)
+    more = ("positions" if positions else "", "query_norm", "key_norm")
+    sizes = {"num_heads": heads, "kv_num_heads": kv_heads, "local_window_size": window, "norm_epsilon": EPSILON}
+    model = attention_model([function], *more, **sizes)
+    rng = np.random.default_rng(size)
+    norms = {
+        name: rng.standard_normal(size * (count if wide else 1)).astype(np.float32)
+        for name, count in (("query_norm", heads), ("key_norm", kv_heads))
+    }
+    sessions = [session(model, library=True)] if LIBRARY is not None else []
+    if size % 8 == 0:  # what com.microsoft's operator asks of a head
+        sessions.append(session(model, library=False))
+    if not sessions:
+        pytest.skip("no kernel library: edgeslim was installed without a compiler")
+    for batch, past, tokens in [(1, 0, 1), (2, 3, 1), (1, 33, 3), (2, 0, 40), (1, 7, 20)]:
+        feed = attention_feed(batch, past, tokens, heads, kv_heads, size)
+        if positions:
+            feed["positions"] = np.sort(rng.permuted(np.tile(np.arange(90), (batch, 1)), axis=1)[:, :tokens])
+        expected = attended(feed, heads, kv_heads, window, norms)
+        for one in sessions:
+            y, key, value = one.run(None, {**feed, **norms})
+            found = [y, key[:, :, past : past + tokens], value[:, :, past : past + tokens]]
+            for a, b in zip(found, expected, strict=True):
+                assert np.abs(a - b.numpy()).max() < 5e-6
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["query_norm", "key_norm"])
+def test_either_norm_may_be_alone(name: str) -> None:
+    more = ("", "query_norm" if name == "query_norm" else "", "key_norm" if name == "key_norm" else "")
+    one = session(attention_model([], *more, num_heads=4, kv_num_heads=2, norm_epsilon=EPSILON), library=True)
+    norms = {name: np.linspace(-2, 2, 16, dtype=np.float32)}
+    for past, tokens in [(0, 20), (20, 1)]:
+        feed = attention_feed(1, past, tokens, 4, 2, 16)
+        found = one.run(None, {**feed, **norms})[0]
+        assert np.abs(found - attended(feed, 4, 2, -1, norms)[0].numpy()).max() < 5e-6
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("query_norm", (15,)),
+        ("query_norm", (32,)),
+        ("query_norm", (0,)),
+        ("query_norm", ()),
+        ("query_norm", (1, 16)),
+        ("key_norm", (64,)),
+        ("key_norm", (16, 2)),
+    ],
+)
+def test_norms_of_other_sizes_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    one = session(attention_model([], "", "query_norm", "key_norm", num_heads=4, kv_num_heads=2), library=True)
+    norms = {
+        "query_norm": np.ones(16, np.float32),
+        "key_norm": np.ones(16, np.float32),
+        name: np.ones(shape, np.float32),
+    }
+    expected = f"{name} must have one dimension of 16 or {64 if name == 'query_norm' else 32} entries"
+    for tokens in (1, 20):
+        with pytest.raises(Exception, match=expected):
+            one.run(None, {**attention_feed(1, 0, tokens, 4, 2, 16), **norms})

@@ -326,6 +326,14 @@ def test_kernels_of_attention_take_the_positions(shop):
     assert ("com.microsoft", "RotaryEmbedding", "") in names  # windows, which the kernel counts in slots
 
 
+def test_kernels_of_attention_take_norms_beside_the_positions(shop):
+    path = shop.bundle("qwen3", plan_for(layers=(0,), metric="key-norm"), "int8", "kernel") / "model.onnx"
+    graph = ir.load(path).graph
+    overloads = [node.overload for node in graph if (node.domain, node.op_type) == ("edgeslim", "GroupQueryAttention")]
+
+    assert overloads == ["", "positions_norms", "positions_norms"]  # the reduction reads the first layer's normed keys
+
+
 def test_the_generation_graph_of_scans_carries_no_positions(shop):
     plan = plan_for()
     model = shop.graph("mamba2", plan)

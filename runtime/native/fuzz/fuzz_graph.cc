@@ -27,7 +27,7 @@ T& one_of(std::vector<T>& all, Random& random) {
 }
 
 void change_field(GraphSpec& g, Random& random) {
-  const char* const names[] = {"", "ids", "mask", "x", "y", "one", "last", "logits", "head.values", "head.masks", "head.offsets", "weights", "removed", "positions", "ratios", "keys", "angles"};
+  const char* const names[] = {"", "ids", "mask", "x", "y", "one", "last", "logits", "head.values", "head.masks", "head.offsets", "weights", "removed", "positions", "ratios", "keys", "angles", "cache", "query_norm", "lengths"};
   const std::string name = names[random.below(int64_t(sizeof names / sizeof *names))];
   tests::TensorSpec& tensor = one_of(g.initializers, random);
   tests::NodeSpec& node = one_of(g.nodes, random);
@@ -79,6 +79,7 @@ const char* execute(Random& random, bool* accepted) {
   SmallGraph small(random);
   const char* const methods[] = {"utrc", "evit", "pumer", "ltmp", "random", "truncate", "official-code"};
   small.add_reduction(kTokens, methods[random.below(7)]);
+  small.add_attention();
   const int64_t kind = random.below(4);
   if (kind != 1)
     for (int64_t changes = random.below(4); changes > 0; --changes) change_field(small.graph, random);
@@ -93,7 +94,8 @@ const char* execute(Random& random, bool* accepted) {
   *accepted = !wrong;
   if (wrong) return nullptr;
   std::vector<int64_t> ids, mask(kTokens + 2, 1);
-  for (int i = 0; i < kTokens; ++i) ids.push_back(random.below(30));
+  const int64_t known = random.below(4) ? SmallGraph::kVocabulary : 30;  // mostly ids that are in the embedding
+  for (int i = 0; i < kTokens; ++i) ids.push_back(random.below(known));
   Tensor id_tensor, mask_tensor;
   id_tensor.element = mask_tensor.element = ort::kInt64;
   id_tensor.shape = {1, kTokens};

@@ -68,6 +68,23 @@ struct SmallGraph {
     for (const char* name : {"left", "left_too"}) graph.outputs.push_back({name, 7, {-1, -1}});
   }
 
+  // Attention beside the rest, after add_reduction: two heads of queries over one of keys, both normed, with two tokens
+  // in the cache. `mask` then has two entries more than `ids`. Output: attended.
+  void add_attention() {
+    constexpr int64_t kHead = kWidth / 4, kPast = 2;
+    const std::vector<float> past(std::size_t(kPast * kHead), 0.5f), norm(std::size_t(2 * kHead), 1.5f);
+    const auto bytes = [](const std::vector<float>& all, int64_t count) { return raw(all.data(), 4 * std::size_t(count)); };
+    graph.initializers.push_back({"cache", 1, {1, 1, kPast, kHead}, bytes(past, kPast * kHead), "", 0, 0});
+    graph.initializers.push_back({"query_norm", 1, {2 * kHead}, bytes(norm, 2 * kHead), "", 0, 0});
+    graph.initializers.push_back({"key_norm", 1, {kHead}, bytes(norm, kHead), "", 0, 0});
+    graph.nodes.push_back({"", "Cast", {"total"}, {"slots"}, {attribute("to", int64_t{6})}});
+    graph.nodes.push_back({"edgeslim", "GroupQueryAttention",
+                           {"x", "", "", "cache", "cache", "lengths", "slots", "angles", "angles", "", "query_norm", "key_norm"},
+                           {"attended", "present_key", "present_value"},
+                           {attribute("num_heads", int64_t{2}), attribute("kv_num_heads", int64_t{1}), attribute("do_rotary", int64_t{1})}});
+    graph.outputs.push_back({"attended", 1, {-1, -1, 2 * kHead}});
+  }
+
   static std::string raw(const void* from, std::size_t size) { return std::string(static_cast<const char*>(from), size); }
 
   std::map<std::string, builtin::Bytes> files() const {
