@@ -196,6 +196,7 @@ def export(
     shared: dict[str, Any] = {
         "weights": recipe.weights,
         "lowering": recipe.lowering,
+        "embedding": recipe.embedding,
         "architectures": recipe.arch or None,
         "library": recipe.library,
         "recipe": {"export": asdict(recipe)},

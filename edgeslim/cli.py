@@ -303,6 +303,10 @@ def export(
     lowering: Annotated[
         str, typer.Option(help="auto, kernel (operators of ours), gather (for block:ROWS), dense (stock) or tensorrt.")
     ] = _EXPORT.lowering,
+    embedding: Annotated[
+        str,
+        typer.Option(help="The embedding and a head tied to it: auto (int8 or as --weights) or one of those."),
+    ] = _EXPORT.embedding,
     arch: Annotated[
         str | None, typer.Option(help="Architectures whose kernel library goes along, such as x86_64,aarch64.")
     ] = None,
@@ -322,7 +326,7 @@ def export(
             force=force,
             allow_pickle=allow_pickle,
             progress=progress,
-            **_given(weights=weights, lowering=lowering, arch=architectures, library=library),
+            **_given(weights=weights, lowering=lowering, embedding=embedding, arch=architectures, library=library),
         )
     if as_json:
         return _print_json(manifest.to_json())

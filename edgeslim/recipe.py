@@ -177,17 +177,20 @@ class ExportRecipe:
     `weights` auto means the checkpoint's grid of integers where it has one, else int8 (gather: fp32, tensorrt: fp16).
     `lowering` "kernel" packs matrices for the operators of ours, "dense" uses stock ones alone, "auto" is kernel where
     a kernel library is at hand; "gather" skips what blocks of a pattern block:ROWS do not read, "tensorrt" is for
-    NVIDIA devices and pattern 2:4. `arch` names the architectures whose kernel library goes into the bundle (none: this
-    machine's); `library` false leaves it out.
+    NVIDIA devices and pattern 2:4. `embedding` is the form of the token embedding and of a head tied to it; auto is
+    int8 where weights are narrower. `arch` names the architectures whose kernel library goes into the bundle (none:
+    this machine's); `library` false leaves it out.
     """
 
     weights: str = "auto"
     lowering: str = "auto"
+    embedding: str = "auto"
     arch: tuple[str, ...] = ()
     library: bool = True
 
     def __post_init__(self) -> None:
         _check_choice("weights", self.weights, WEIGHTS)
+        _check_choice("embedding", self.embedding, WEIGHTS)
         _check_choice("lowering", self.lowering, LOWERINGS)
         if self.arch and not self.library:
             raise RecipeError(f"arch names libraries to take along and library is false, got {', '.join(self.arch)}")

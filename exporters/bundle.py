@@ -60,6 +60,7 @@ def export_checkpoint(
     *,
     weights: Weights = "auto",
     lowering: Lowering = "auto",
+    embedding: Weights = "auto",
     architectures: Sequence[str] | None = None,
     library: bool = True,
     recipe: Mapping[str, Any] | None = None,
@@ -69,8 +70,9 @@ def export_checkpoint(
     """Export the Hugging Face checkpoint in `checkpoint_dir` into the empty folder `bundle_dir`; return its manifest.
 
     `weights` is the form weights are stored in and `lowering` how products reach the target, see
-    `edgeslim.exporters.lowering`. The kernel libraries of `architectures` (None: this machine's) go into the bundle,
-    unless `library` is False. `recipe` is the effective recipe of the stages before; what the checkpoint's config.json
+    `edgeslim.exporters.lowering`. `embedding` is the form of the token embedding and of a head tied to it (auto: int8
+    where `weights` are narrower, else as they are). The kernel libraries of `architectures` (None: this machine's) go
+    into the bundle, unless `library` is False. `recipe` is the effective recipe of the stages before; what the checkpoint's config.json
     says under ``edgeslim`` is added to it. `source` names the checkpoint in the manifest (default: its folder).
     `progress` is called with each of `STAGES` as it begins.
 
@@ -79,7 +81,8 @@ def export_checkpoint(
     """
     libraries = find_libraries(architectures)
     grids = read_checkpoint_grids(checkpoint_dir)
-    plan = make_plan(weights, lowering, library=bool(libraries), costs=target_costs(libraries), grids=grids)
+    costs = target_costs(libraries)
+    plan = make_plan(weights, lowering, library=bool(libraries), costs=costs, grids=grids, embedding=embedding)
     check_folder(bundle_dir)
     config = read_config(checkpoint_dir)
     reduction = reduction_of(config, checkpoint_dir)

@@ -35,6 +35,7 @@ def export_onnx(
     *,
     weights: Weights = "auto",
     lowering: Lowering = "auto",
+    embedding: Weights = "auto",
     architectures: Sequence[str] | None = None,
     library: bool = True,
     recipe: Mapping[str, Any] | None = None,
@@ -49,7 +50,8 @@ def export_onnx(
     Raises: ExportError where the file is no ONNX model; ParityError; OutputError.
     """
     libraries = find_libraries(architectures)
-    plan = make_plan(weights, lowering, library=bool(libraries), costs=target_costs(libraries))
+    costs = target_costs(libraries)
+    plan = make_plan(weights, lowering, library=bool(libraries), costs=costs, embedding=embedding)
     if plan.lowering == "tensorrt":
         raise ExportError(
             f"{path}: lowering tensorrt is for checkpoints; give onnxruntime's TensorRT provider the file"

@@ -69,6 +69,8 @@ class Plan:
     grids: Grids = NO_GRIDS
     plain: Weights | None = None
     """The weights of matrices that lie on no grid; None: as `weights`."""
+    embedding: Weights | None = None
+    """The weights of the token embedding and of a head tied to it; None: as others, of fewer than 8 bits int8."""
 
     @property
     def bits(self) -> int:
@@ -137,7 +139,8 @@ class Plan:
         if given is not None:
             return max(given.bits, 0 if self.plain else self.bits), given.group
         weights = self.plain or self.weights
-        weights = "int8" if embedding and weights in GROUP else weights
+        if embedding:
+            weights = self.embedding or ("int8" if weights in GROUP else weights)
         return BITS[weights], GROUP.get(weights, 0)
 
     def _checked(self, given: GivenScales, name: str, dense: F32) -> F16:
@@ -166,7 +169,13 @@ class Plan:
 
 
 def make_plan(
-    weights: str, lowering: str, *, library: bool, costs: Table | None = None, grids: Grids = NO_GRIDS
+    weights: str,
+    lowering: str,
+    *,
+    library: bool,
+    costs: Table | None = None,
+    grids: Grids = NO_GRIDS,
+    embedding: str = "auto",
 ) -> Plan:
     """Return the plan for what was asked; `library` says whether a kernel library for the target is at hand.
 
@@ -175,7 +184,9 @@ def make_plan(
 
     Raises: ExportError for a name that is not known, or weights too narrow for the grids.
     """
-    for name, value, known in (("weights", weights, get_args(Weights)), ("lowering", lowering, get_args(Lowering))):
+    asked = (("weights", weights, Weights), ("lowering", lowering, Lowering), ("embedding", embedding, Weights))
+    for name, value, kinds in asked:
+        known = get_args(kinds)
         if value not in known:
             raise ExportError(f"{name} must be one of {', '.join(known)}, got {value!r}{did_you_mean(value, known)}")
     _check_stock(weights, lowering)
@@ -183,7 +194,17 @@ def make_plan(
         _check_grids(weights, grids)
     by_grid = bool(grids) and weights == "auto" and lowering not in ("gather", "tensorrt")
     plan = _settle(_by_grids(grids, lowering, library=library) if by_grid else weights, lowering, library=library)
-    return replace(plan, costs=costs or {}, grids=grids, plain="int8" if by_grid else None)
+    plan = replace(plan, costs=costs or {}, grids=grids, plain="int8" if by_grid else None)
+    return plan if embedding == "auto" else _with_embedding(plan, embedding)  # type: ignore[arg-type]
+
+
+def _with_embedding(plan: Plan, embedding: Weights) -> Plan:
+    if plan.lowering != "kernel" or not plan.is_integer:
+        raise ExportError(
+            f"embedding {embedding} is for lowering kernel with int8, int4 or int3 weights, "
+            f"got {plan.lowering} with {plan.weights}"
+        )
+    return replace(plan, embedding=embedding)
 
 
 def _settle(weights: str, lowering: str, *, library: bool) -> Plan:

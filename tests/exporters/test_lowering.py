@@ -26,7 +26,7 @@ from edgeslim.exporters.plan import Plan, make_plan
 from edgeslim.runtime.bundle_library import bundle_library
 from edgeslim.runtime.generate import generate
 from edgeslim.runtime.library import find_library
-from edgeslim.runtime.manifest import SCORING, Manifest
+from edgeslim.runtime.manifest import GRAPH, SCORING, Manifest
 from edgeslim.runtime.session import GenaiSession, OrtSession
 
 needs_library = pytest.mark.skipif(
@@ -96,11 +96,12 @@ def test_every_family_runs_packed_by_kernels_and_by_bodies(
 
 
 @needs_library
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_genai_generates_the_tokens_of_plain_onnxruntime_from_a_packed_bundle(
-    pruned: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, pruned: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = tmp_path / "bundle"
-    exported(pruned("llama"), bundle, weights="int8")
+    exported(pruned(family), bundle, weights="int8")
     sessions = (OrtSession(bundle), GenaiSession(bundle, max_length=64))
     plain, genai = (list(generate(session, [1, 2, 3], 12)) for session in sessions)
     monkeypatch.setenv("EDGESLIM_LIBRARY", "none")  # what happens on an architecture that the bundle has no library for
@@ -210,6 +211,28 @@ def test_three_bits_need_kernels_or_bodies(checkpoint: Checkpoint, tmp_path: Pat
     assert "function bodies" in plan.reason
     with pytest.raises(ExportError, match=r"lowering dense takes weights .*, got int3: .*; the nearest is int4"):
         export_checkpoint(checkpoint("llama"), tmp_path, weights="int3", lowering="dense")
+
+
+@needs_library
+def test_the_embedding_and_a_head_tied_to_it_take_the_weights_that_are_asked(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    sizes = {}
+    for embedding in ("auto", "int4", "fp16"):
+        folder = tmp_path / embedding
+        manifest = exported(checkpoint("llama"), folder, weights="int4", lowering="kernel", embedding=embedding)
+        gather = next(node for node in ir.load(folder / GRAPH).graph if node.op_type == "PackedGather")
+        sizes[embedding] = manifest.weight_bytes
+        assert gather.attributes["bits"].value == {"auto": 8, "int4": 4, "fp16": 16}[embedding]
+    assert sizes["int4"] < sizes["auto"] < sizes["fp16"]
+
+
+@pytest.mark.parametrize(("weights", "lowering"), [("int4", "dense"), ("fp16", "kernel")])
+def test_the_weights_of_an_embedding_are_for_packed_integers(weights: str, lowering: str) -> None:
+    with pytest.raises(ExportError, match=f"embedding int4 is for lowering kernel .*, got {lowering} with {weights}"):
+        make_plan(weights, lowering, library=True, embedding="int4")
+    with pytest.raises(ExportError, match=r"embedding must be one of .*, got 'in4'; did you mean 'int4'"):
+        make_plan(weights, lowering, library=True, embedding="in4")
 
 
 def test_unknown_lowerings_and_architectures_are_refused_with_the_nearest(
