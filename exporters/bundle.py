@@ -72,8 +72,9 @@ def export_checkpoint(
     `weights` is the form weights are stored in and `lowering` how products reach the target, see
     `edgeslim.exporters.lowering`. `embedding` is the form of the token embedding and of a head tied to it (auto: int8
     where `weights` are narrower, else as they are). The kernel libraries of `architectures` (None: this machine's) go
-    into the bundle, unless `library` is False. `recipe` is the effective recipe of the stages before; what the checkpoint's config.json
-    says under ``edgeslim`` is added to it. `source` names the checkpoint in the manifest (default: its folder).
+    into the bundle, unless `library` is False. `recipe` is the effective recipe of the stages before; what the
+    checkpoint's config.json says under ``edgeslim`` is added to it. `source` names the checkpoint in the manifest
+    (default: its folder).
     `progress` is called with each of `STAGES` as it begins.
 
     Raises: ExportError for a model that cannot be exported; ParityError when the finished bundle disagrees with
