@@ -124,7 +124,7 @@ def attention_function(*, positions: bool = False, norms: bool = False) -> ir.Fu
         lines, (query, key, value) = [*_APART], ("query_part", "key_part", "value_part")
     if norms:
         lines += [*_PIECES, *_norm_lines("query"), *_norm_lines("key")]
-        query, key = "query_normed", "key_normed"
+        query, key, value = "query_normed", "key_normed", "value_flat"
     if positions:
         del kinds["do_rotary"], kinds["rotary_interleaved"]
         lines += [_turn_line("query_turned", query, "num_heads"), _turn_line("key_turned", key, "kv_num_heads")]
@@ -498,6 +498,8 @@ _PIECES = [
     "kept = Constant <value_ints = [0, 0]> ()",
     "last = Constant <value_ints = [-1]> ()",
     "flat = Constant <value_ints = [0, 0, -1]> ()",
+    # Of values without a shape, com.microsoft's shape inference concludes that queries are packed; this gives them one.
+    "value_flat = Reshape(value_part, flat)",
 ]
 _SCAN = [
     "last = Constant <value_ints = [-1]> ()",

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from browser import Page, page
+from families import save_tiny
 
 from edgeslim.exporters import export_checkpoint
 from edgeslim.runtime.generate import GREEDY, generate
@@ -250,6 +251,18 @@ def test_blocks_and_packed_int8_by_function_bodies_write_pythons_tokens(
         assert site.do("write", name, prompt, 32)["tokens"] == tokens, prompt
         lengths.add(len(tokens))
     assert 32 in lengths  # not all of them ended at once
+
+
+def test_norms_of_queries_and_keys_by_function_bodies_write_pythons_tokens(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    export_checkpoint(save_tiny(tmp_path / "c", "qwen3"), bundle, library=False, lowering="kernel", weights="int8")
+    site.add("qwen3", bundle)
+    monkeypatch.setenv("EDGESLIM_LIBRARY", "none")
+    tokens = _python_tokens(bundle, TextCodec(bundle).encode(PROMPTS[1]), 16)
+    assert site.do("write", "qwen3", PROMPTS[1], 16)["tokens"] == tokens
 
 
 def _in_blocks(checkpoint: Path, folder: Path, rows: int) -> Path:
