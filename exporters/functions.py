@@ -23,8 +23,9 @@ LINEAR, GATHER, ATTENTION = "PackedLinear", "PackedGather", "GroupQueryAttention
 CONV, SCAN, SELECTIVE_SCAN = "CausalConv", "StateSpaceScan", "SelectiveScan"
 GATED = "gated"
 """Overload of the selective scan that is given a gate."""
-POSITIONS, NORMS = "positions", "norms"
-"""Parts of the overloads of attention that is told the positions of its tokens, and that norms queries and keys."""
+POSITIONS, NORMS, CAPPED = "positions", "norms", "capped"
+"""Parts of the overloads of attention that is told the positions of its tokens, that norms queries and keys, and whose
+scores have a bound."""
 LINEAR_INPUTS = ("x", "values", "scales", "masks", "offsets", "bias", "gate", "norm", "residual")
 GATHER_INPUTS = ("ids", "values", "scales", "masks", "offsets")
 ATTENTION_INPUTS = (
@@ -42,8 +43,8 @@ ATTENTION_INPUTS = (
     "key_norm",
 )
 ATTENTION_ATTRIBUTES = ("num_heads", "kv_num_heads", "scale", "do_rotary", "rotary_interleaved", "local_window_size")
-NORM_EPSILON = "norm_epsilon"
-"""A further attribute of attention that norms queries and keys."""
+NORM_EPSILON, SOFTCAP = "norm_epsilon", "softcap"
+"""Further attributes of attention that norms queries and keys, and of one whose scores s become c tanh(s / c)."""
 CONV_INPUTS = ("x", "weight", "bias", "past_state")
 SCAN_INPUTS = ("xbc", "dt", "dt_bias", "A_log", "D", "past_state")
 SELECTIVE_SCAN_INPUTS = ("x", "dt", "dt_bias", "A_log", "D", "b", "c", "past_state", "gate")
@@ -109,12 +110,12 @@ def gather_function(form: Form) -> ir.Function:
     return _function(GATHER, form_name(form), GATHER_INPUTS, _MATRIX, lines)
 
 
-def attention_function(*, positions: bool = False, norms: bool = False) -> ir.Function:
+def attention_function(*, positions: bool = False, norms: bool = False, capped: bool = False) -> ir.Function:
     """Return the body of GroupQueryAttention: the operator of com.microsoft, which computes the same.
 
     With `positions`, the overload of nodes that have position_ids: they rotate before, since the operator of
     com.microsoft reads only the first position of a prompt. With `norms`, that of nodes that have query_norm and
-    key_norm, of a head's entries or all heads'.
+    key_norm, of a head's entries or all heads'. With `capped`, that of nodes that have a softcap.
     """
     inputs = ATTENTION_INPUTS[: None if norms else _POSITIONS_INPUT + positions]
     kinds = dict(zip(ATTENTION_ATTRIBUTES, _ATTENTION_TYPES, strict=True))
@@ -129,11 +130,14 @@ def attention_function(*, positions: bool = False, norms: bool = False) -> ir.Fu
         del kinds["do_rotary"], kinds["rotary_interleaved"]
         lines += [_turn_line("query_turned", query, "num_heads"), _turn_line("key_turned", key, "kv_num_heads")]
         query, key = "query_turned", "key_turned"
+    if capped:
+        kinds[SOFTCAP] = "float"
     passed = ", ".join(f"{name}: {kind} = @{name}" for name, kind in kinds.items())
     read, outputs = ", ".join([query, key, value, *inputs[3 : 7 if positions else 9]]), "y, present_key, present_value"
     lines.append(f"{outputs} = com.microsoft.{ATTENTION} <{passed}> ({read})")
-    overload = "_".join(name for name, is_there in ((POSITIONS, positions), (NORMS, norms)) if is_there)
-    attributes = (*ATTENTION_ATTRIBUTES, *([NORM_EPSILON] if norms else []))
+    parts = ((POSITIONS, positions), (NORMS, norms), (CAPPED, capped))
+    overload = "_".join(name for name, is_there in parts if is_there)
+    attributes = (*ATTENTION_ATTRIBUTES, *([NORM_EPSILON] if norms else []), *([SOFTCAP] if capped else []))
     return _parsed(ATTENTION, overload, inputs, outputs, attributes, lines)
 
 

@@ -18,16 +18,18 @@ from edgeslim.exporters.functions import (
     ATTENTION_ATTRIBUTES,
     ATTENTION_INPUTS,
     DOMAIN,
+    SOFTCAP,
     VERSION,
     attention_function,
 )
 from edgeslim.exporters.packed_nodes import sole_user
 from edgeslim.exporters.passes.fuse_gate import remove_unread
 
-_IGNORABLE = {"softcap": 0.0, "smooth_softmax": 0, "qk_output": 0, "kv_cache_bit_width": 0}
+_IGNORABLE = {"smooth_softmax": 0, "qk_output": 0, "kv_cache_bit_width": 0}
 """Attributes that must have these values, which mean that they are not used."""
 _DEFAULTS = {"local_window_size": -1, "do_rotary": 0, "rotary_interleaved": 0}
 _PARTS, _PAST_KEY, _POSITIONS = 3, ATTENTION_INPUTS.index("past_key"), ATTENTION_INPUTS.index("position_ids")
+_QUERY_NORM = ATTENTION_INPUTS.index("query_norm")
 _TURNED = "RotaryEmbedding"
 
 
@@ -54,7 +56,8 @@ def _fits(node: ir.Node) -> bool:
 
 
 def _is_known(node: ir.Node) -> bool:
-    known = (name in ATTENTION_ATTRIBUTES or a.value == _IGNORABLE.get(name, a) for name, a in node.attributes.items())
+    ours = (*ATTENTION_ATTRIBUTES, SOFTCAP)
+    known = (name in ours or a.value == _IGNORABLE.get(name, a) for name, a in node.attributes.items())
     return len(node.outputs) <= len(("y", "present_key", "present_value")) and all(known)
 
 
@@ -126,12 +129,25 @@ def _replace(model: ir.Model, node: ir.Node) -> None:
     node.domain = DOMAIN
     positions = len(node.inputs) > _POSITIONS and node.inputs[_POSITIONS] is not None
     node.resize_inputs(min(len(node.inputs), _POSITIONS + positions))
-    for name in [name for name in node.attributes if name not in ATTENTION_ATTRIBUTES]:
+    kept = (*ATTENTION_ATTRIBUTES, *([SOFTCAP] if _is_capped(node) else []))
+    for name in [name for name in node.attributes if name not in kept]:
         del node.attributes[name]
     for name, value in _DEFAULTS.items():
         node.attributes.setdefault(name, ir.AttrInt64(name, value))
     node.attributes.setdefault("scale", ir.AttrFloat32("scale", 0.0))
-    function = attention_function(positions=positions)
+    give_body(model, node)
+    model.graph.opset_imports.setdefault(DOMAIN, VERSION)
+
+
+def give_body(model: ir.Model, node: ir.Node) -> None:
+    """Name the function body of `node`, an attention of ours, by the inputs and attributes that it has."""
+    there = [value is not None for value in node.inputs]
+    function = attention_function(
+        positions=any(there[_POSITIONS:_QUERY_NORM]), norms=any(there[_QUERY_NORM:]), capped=_is_capped(node)
+    )
     node.overload = function.overload
     model.functions.setdefault(function.identifier(), function)
-    model.graph.opset_imports.setdefault(DOMAIN, VERSION)
+
+
+def _is_capped(node: ir.Node) -> bool:
+    return node.attributes.get_float(SOFTCAP, 0.0) != 0

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from edgeslim.exporters.functions import ATTENTION, ATTENTION_INPUTS, DOMAIN, NORM_EPSILON, attention_function
+from edgeslim.exporters.functions import ATTENTION, ATTENTION_INPUTS, DOMAIN, NORM_EPSILON
 from edgeslim.exporters.packed_nodes import joins_columns, sole_user
+from edgeslim.exporters.passes.fuse_attention import give_body
 from edgeslim.exporters.passes.fuse_gate import remove_unread
 from edgeslim.exporters.passes.fuse_norm import plain_norm
 
-_PAST_KEY, _POSITIONS, _QUERY_NORM = (ATTENTION_INPUTS.index(n) for n in ("past_key", "position_ids", "query_norm"))
+_PAST_KEY, _QUERY_NORM = (ATTENTION_INPUTS.index(n) for n in ("past_key", "query_norm"))
 _HEADS = ("num_heads", "kv_num_heads")
 
 
@@ -99,6 +100,4 @@ def _fuse(model: ir.Model, node: ir.Node, norms: list[_Norm]) -> None:
         concat.replace_input_with(index, norm.source)
         remove_unread(model.graph, normed)
     node.attributes[NORM_EPSILON] = ir.AttrFloat32(NORM_EPSILON, norms[0].epsilon)
-    function = attention_function(positions=node.inputs[_POSITIONS] is not None, norms=True)
-    node.overload = function.overload
-    model.functions.setdefault(function.identifier(), function)
+    give_body(model, node)

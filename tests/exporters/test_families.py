@@ -47,8 +47,8 @@ def test_greedy_tokens_equal_transformers_generate(bundle: Bundle, family: str) 
     assert list(generate(OrtSession(bundle(family), threads=1), prompt, 32)) == expected
 
 
-NEED_ONNXRUNTIME = {"gemma2": "GroupQueryAttention", "jamba": "Einsum"}
-"""Families whose packed graphs keep an operator that the native runtime lacks: scores with a bound, a router."""
+NEED_ONNXRUNTIME = {"jamba": "Einsum"}
+"""Families whose packed graphs keep an operator that the native runtime lacks: a router's."""
 
 
 @pytest.mark.skipif(not is_available(), reason="no kernel library: installed without a compiler")

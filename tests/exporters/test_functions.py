@@ -204,19 +204,28 @@ def attention_model(functions: list[ir.Function], *more: str, **attributes: Any)
 
 @needs_library
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "size", "rotary", "window", "interleaved"),
-    [(4, 2, 16, 16, -1, 0), (15, 5, 64, 64, -1, 0), (2, 1, 80, 32, -1, 0), (4, 4, 16, 16, 5, 0), (4, 2, 32, 32, 7, 1)],
+    ("heads", "kv_heads", "size", "rotary", "window", "interleaved", "softcap"),
+    [
+        (4, 2, 16, 16, -1, 0, 0.0),
+        (15, 5, 64, 64, -1, 0, 0.0),
+        (2, 1, 80, 32, -1, 0, 0.0),
+        (4, 4, 16, 16, 5, 0, 0.0),
+        (4, 2, 32, 32, 7, 1, 0.0),
+        (4, 2, 32, 32, -1, 0, 1.5),
+        (2, 1, 80, 32, 9, 0, 0.4),
+    ],
 )
 def test_attention_of_ours_is_that_of_com_microsoft(
-    heads: int, kv_heads: int, size: int, rotary: int, window: int, interleaved: int
+    heads: int, kv_heads: int, size: int, rotary: int, window: int, interleaved: int, softcap: float
 ) -> None:
     model = attention_model(
-        [attention_function()],
+        [attention_function(capped=softcap != 0)],
         num_heads=heads,
         kv_num_heads=kv_heads,
         do_rotary=1,
         rotary_interleaved=interleaved,
         local_window_size=window,
+        **({"softcap": softcap} if softcap else {}),
     )
     body, kernel = session(model, library=False), session(model, library=True)
     rng, angles = np.random.default_rng(0), np.outer(np.arange(300), 0.9 ** np.arange(rotary // 2)).astype(np.float32)

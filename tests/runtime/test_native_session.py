@@ -11,6 +11,7 @@ from edgeslim.errors import BundleError, RecipeError, RuntimeUnavailable
 from edgeslim.runtime import engines, library, native_session
 from edgeslim.runtime.generate import generate, keep_top_k, keep_top_p, softmax
 from edgeslim.runtime.inspection import inspect_bundle
+from edgeslim.runtime.manifest import Manifest
 from edgeslim.runtime.memory import current_rss
 from edgeslim.runtime.native_library import Cancelled, is_available, native_library
 from edgeslim.runtime.native_session import GREEDY, NativeSampling, NativeSession, native_sample, native_uniform
@@ -110,7 +111,7 @@ def test_generation_writes_what_transformers_writes_for_the_bundled_models(packe
 
     from edgeslim.exporters.bundle import export_checkpoint
 
-    checkpoint = MODELS / packed.name.removesuffix("0")
+    checkpoint = Path(Manifest.read(packed).source.id)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     expected = model.generate(torch.tensor([PROMPT]), max_new_tokens=24, do_sample=False, eos_token_id=None)
     export_checkpoint(checkpoint, tmp_path, weights="fp32", lowering="dense")

@@ -20,7 +20,7 @@ struct Attention {
   float* out = nullptr;
   int64_t out_stride = 0;
   int64_t past = 0, head_size = 0, window = 0;  // window 0: all
-  float scale = 0;
+  float scale = 0, softcap = 0;  // softcap c: scores s become c tanh(s / c); 0: they stay
   float* scores = nullptr;
 };
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "attention/attention.h"
+#include "elementwise/generic.h"
 #include "packed_linear/generic.h"
 
 namespace edgeslim {
@@ -157,10 +158,19 @@ static inline void mix_rows(const Attention& a, int64_t row, const float* scores
   if (column < a.head_size) mix<V, ROWS, 1>(a, row, scores, width, first, last, column, a.head_size - column);
 }
 
+template <class V>
+static inline void bound(float* scores, int64_t first, int64_t last, float cap) {
+  by_sixteen(last - first, [&](int64_t i, auto count) {
+    float* at = scores + first + i;
+    V::mul(V::set(cap), hyperbolic_tangent(V::div(V::load_some(at, count), V::set(cap)))).store_some(at, count);
+  });
+}
+
 // Sets scores outside what `row` sees, within [first, last), to zero after normalizing what it sees.
 template <class V>
 static inline void finish_row(const Attention& a, float* scores, int64_t row, int64_t first, int64_t last) {
   const int64_t end = a.past + row + 1, begin = a.window && end > a.window ? end - a.window : 0;
+  if (a.softcap != 0) bound<V>(scores, begin, end, a.softcap);
   normalize<V>(scores, begin, end);
   for (int64_t key = first; key < begin; ++key) scores[key] = 0;
   for (int64_t key = end; key < last; ++key) scores[key] = 0;

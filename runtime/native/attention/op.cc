@@ -7,8 +7,8 @@
 //             query_norm? [D] or [H D], key_norm? [D] or [N D]: t / rms(t) * norm over each head or over all of a token's,
 //             before the rotation
 // Outputs     out [B, T, H D], present_key, present_value [B, N, max(P, S), D]
-// Attributes  num_heads, kv_num_heads, scale, do_rotary, rotary_interleaved, local_window_size: as in com.microsoft;
-//             norm_epsilon: added to the mean square, 1e-5 where it is not there
+// Attributes  num_heads, kv_num_heads, scale, do_rotary, rotary_interleaved, local_window_size, softcap: as in
+//             com.microsoft; norm_epsilon: added to the mean square, 1e-5 where it is not there
 #include <algorithm>
 #include <cmath>
 
@@ -39,6 +39,7 @@ struct GroupQueryAttention {
     rotary = runtime.integer(info, "do_rotary", 0) != 0;
     interleaved = runtime.integer(info, "rotary_interleaved", 0) != 0;
     scale = runtime.number(info, "scale", 0);
+    softcap = runtime.number(info, "softcap", 0);
     epsilon = runtime.number(info, "norm_epsilon", 1e-5f);
     if (heads < 1 || kv_heads < 1 || heads % kv_heads || heads > 65536)
       *wrong = fault("num_heads must be a multiple of kv_num_heads, got %lld and %lld", (long long)heads,
@@ -94,6 +95,7 @@ struct GroupQueryAttention {
     c->window = window;
     c->interleaved = interleaved;
     c->epsilon = epsilon;
+    c->softcap = softcap;
     c->scale = scale != 0 ? scale : 1.0f / std::sqrt(float(std::max<int64_t>(1, c->head_size)));
     if (key.shape[0] != c->batch || qkv.shape[2] != (heads + 2 * kv_heads) * c->head_size || c->head_size < 1)
       return fault("qkv must have (num_heads + 2 kv_num_heads) head sizes, past_key the same batch");
@@ -146,7 +148,7 @@ struct GroupQueryAttention {
   Runtime runtime;
   int64_t heads = 0, kv_heads = 0, window = 0;
   bool rotary = false, interleaved = false;
-  float scale = 0, epsilon = 0;
+  float scale = 0, softcap = 0, epsilon = 0;
 };
 
 }  // namespace

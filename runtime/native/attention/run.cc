@@ -123,6 +123,7 @@ bool run_attention(const AttentionCall& c, const Kernels& kernels, const Pool& p
     a.head_size = d;
     a.window = c.window;
     a.scale = c.scale;
+    a.softcap = c.softcap;
     a.scores = memory.of<float>(kQueryRows * rounded);
     if (!a.scores) return enough.store(false);
     kernels.attend(a, c.tokens * piece / pieces, c.tokens * (piece + 1) / pieces);

@@ -30,7 +30,7 @@ struct AttentionCall {
   HeadNorm query_norm, key_norm;
   float epsilon = 0;  // of the norms
   bool interleaved = false;
-  float scale = 0;
+  float scale = 0, softcap = 0;
 };
 
 // False where memory is out.

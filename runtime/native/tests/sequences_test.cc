@@ -61,6 +61,7 @@ void attention_case(int64_t d, int64_t past, int64_t tokens, int64_t window, Ran
   c.room = past + tokens;
   c.window = window;
   c.scale = 0.3f;
+  c.softcap = random.below(2) ? 0.7f : 0;
   c.past = &past;
   c.rotary = random.below(2) ? d / 2 * 2 : 0;
   c.interleaved = random.below(2);
