@@ -27,7 +27,7 @@ T& one_of(std::vector<T>& all, Random& random) {
 }
 
 void change_field(GraphSpec& g, Random& random) {
-  const char* const names[] = {"", "ids", "mask", "x", "y", "one", "last", "logits", "head.values", "head.masks", "head.offsets", "weights", "removed", "positions", "ratios", "keys", "angles", "cache", "query_norm", "lengths"};
+  const char* const names[] = {"", "ids", "mask", "x", "y", "one", "last", "logits", "head.values", "head.masks", "head.offsets", "weights", "removed", "positions", "ratios", "keys", "angles", "cache", "query_norm", "lengths", "pieces", "flat", "share", "sum", "apart", "width", "steps"};
   const std::string name = names[random.below(int64_t(sizeof names / sizeof *names))];
   tests::TensorSpec& tensor = one_of(g.initializers, random);
   tests::NodeSpec& node = one_of(g.nodes, random);
@@ -43,15 +43,19 @@ void change_field(GraphSpec& g, Random& random) {
       break;
     case 7: one_of(node.outputs, random) = name; break;
     case 8: {
-      const char* const attributes[] = {"layout", "n", "k", "bits", "group", "pattern_n", "axis", "to", "keepdims", "start", "end", "x_start", "gate_start", "protected", "min_tokens", "q_millionths", "protect_first", "protect_last", "step", "num_heads", "kv_num_heads", "head_size", "local_window_size"};
+      const char* const attributes[] = {"layout", "n", "k", "bits", "group", "pattern_n", "axis", "allowzero", "to", "keepdims", "start", "end", "x_start", "gate_start", "protected", "min_tokens", "q_millionths", "protect_first", "protect_last", "step", "num_heads", "kv_num_heads", "head_size", "local_window_size"};
       node.attributes.push_back(attribute(attributes[random.below(int64_t(sizeof attributes / sizeof *attributes))], odd_number(random)));
       break;
     }
     case 9: {
-      const char* const ops[] = {"Gather", "Cast", "Shape", "ReduceSum", "Sub", "Add", "Expand", "Squeeze", "Constant", "PackedLinear", "PackedGather", "CausalConv", "StateSpaceScan", "SelectiveScan", "GroupQueryAttention", "PlanReduction", "ReduceTokens"};
-      const int64_t op = random.below(int64_t(sizeof ops / sizeof *ops));
-      node.op = ops[op];
-      node.domain = op < 9 ? "" : "edgeslim";
+      static const std::vector<std::pair<const char*, std::vector<const char*>>> ops = {
+          {"", {"Gather", "Cast", "Shape", "ReduceSum", "Sub", "Add", "Expand", "Squeeze", "Range", "Identity", "Reshape", "Split", "Concat", "Mul", "Div", "Max", "Relu", "Sigmoid", "Tanh", "Gelu", "RMSNormalization", "LayerNormalization", "Constant"}},
+          {"com.microsoft", {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}},
+          {"edgeslim", {"PackedLinear", "PackedGather", "CausalConv", "StateSpaceScan", "SelectiveScan", "GroupQueryAttention", "PlanReduction", "ReduceTokens"}},
+      };
+      const auto& [domain, of_domain] = ops[std::size_t(random.below(int64_t(ops.size())))];
+      node.domain = domain;
+      node.op = of_domain[std::size_t(random.below(int64_t(of_domain.size())))];
       break;
     }
     case 11: {
@@ -80,6 +84,7 @@ const char* execute(Random& random, bool* accepted) {
   const char* const methods[] = {"utrc", "evit", "pumer", "ltmp", "random", "truncate", "official-code"};
   small.add_reduction(kTokens, methods[random.below(7)]);
   small.add_attention();
+  small.add_standard();
   const int64_t kind = random.below(4);
   if (kind != 1)
     for (int64_t changes = random.below(4); changes > 0; --changes) change_field(small.graph, random);

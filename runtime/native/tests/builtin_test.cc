@@ -464,6 +464,33 @@ void small_graph() {
   }
 }
 
+void standard_operators_run_in_a_graph() {
+  Random random(9);
+  SmallGraph small(random);
+  small.add_standard();
+  Program program;
+  const std::string model = small.graph.text();
+  Fault wrong = program.file().read(bytes_of(model), small.files());
+  if (!wrong) wrong = program.make(2, true);
+  Integers ids = {1, 2, 3}, mask = {1, 1, 1};
+  Tensor id_tensor = tensor(ort::kInt64, {1, 3}, ids), mask_tensor = tensor(ort::kInt64, {1, 3}, mask);
+  std::vector<Program::Named> outputs = {{"normed", nullptr}, {"steps", nullptr}};
+  const std::atomic<bool> on{false};
+  if (!wrong) wrong = program.run({{"ids", &id_tensor}, {"mask", &mask_tensor}}, &outputs, on);
+  expect(!wrong, std::string("a graph of standard operators: ") + wrong.text);
+  if (wrong) return;
+  expect(outputs[0].tensor->shape == Integers{1, 3, SmallGraph::kWidth} && outputs[1].tensor->shape == Integers{5}, "their shapes");
+  const Numbers normed_rows = numbers(*outputs[0].tensor);
+  double worst = 0;
+  for (std::size_t row = 0; row < 3; ++row) {
+    double sum = 0;  // weight and bias are 1.25: the mean of a row is its bias
+    for (std::size_t i = 0; i < std::size_t(SmallGraph::kWidth); ++i) sum += double(normed_rows[row * std::size_t(SmallGraph::kWidth) + i]);
+    worst = std::max(worst, std::fabs(sum / double(SmallGraph::kWidth) - 1.25));
+  }
+  expect(worst < 1e-5, "the mean of each row");
+  for (const Program::Named& output : outputs) delete output.tensor;
+}
+
 // ---- token reduction
 
 using Outputs = std::vector<Program::Named>;
@@ -610,6 +637,7 @@ int main() {
   operators_that_lay_tensors_out();
   functions_of_entries();
   norms_of_rows();
+  standard_operators_run_in_a_graph();
   small_graph();
   steps_of_every_method_leave_as_many_tokens_as_planned();
   the_least_important_tokens_go();

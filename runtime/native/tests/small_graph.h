@@ -1,5 +1,5 @@
-// A graph of every operator that runs without ONNX Runtime but for sequences' own: an embedding, a product, the last
-// position, and the small sums over a mask that attention wants. For tests of it and for what damages it.
+// A graph of operators that run without ONNX Runtime: an embedding, a product, the last position, and the small sums over
+// a mask that attention wants; what else is asked for beside them. For tests of it and for what damages it.
 #pragma once
 
 #include <map>
@@ -83,6 +83,47 @@ struct SmallGraph {
                            {"attended", "present_key", "present_value"},
                            {attribute("num_heads", int64_t{2}), attribute("kv_num_heads", int64_t{1}), attribute("do_rotary", int64_t{1})}});
     graph.outputs.push_back({"attended", 1, {-1, -1, 2 * kHead}});
+  }
+
+  // Functions of entries, norms and other shapes beside the rest. Output: normed.
+  void add_standard() {
+    constexpr int64_t kPiece = kWidth / 4;
+    const std::vector<float> weights(std::size_t(kWidth), 1.25f);
+    const int64_t sizes[] = {kPiece, kWidth - kPiece}, apart[] = {0, 0, -1, kPiece}, whole[] = {0, 0, kWidth}, from = 0, to = 9, by = 2;
+    const auto integers = [&](const char* name, const int64_t* all, int64_t count, std::vector<int64_t> shape) {
+      graph.initializers.push_back({name, 7, std::move(shape), raw(all, 8 * std::size_t(count)), "", 0, 0});
+    };
+    integers("part_sizes", sizes, 2, {2});
+    integers("apart", apart, 4, {4});
+    integers("whole", whole, 3, {3});
+    integers("from", &from, 1, {});
+    integers("to", &to, 1, {});
+    integers("by", &by, 1, {});
+    graph.initializers.push_back({"width", 1, {kWidth}, raw(weights.data(), 4 * kWidth), "", 0, 0});
+    graph.initializers.push_back({"piece", 1, {kPiece}, raw(weights.data(), 4 * kPiece), "", 0, 0});
+    const std::vector<std::string> last = {attribute("axis", int64_t{-1})};
+    const std::vector<NodeSpec> more = {
+        {"", "Split", {"x", "part_sizes"}, {"short", "long"}, last},
+        {"", "Concat", {"long", "short"}, {"joined"}, last},
+        {"", "Reshape", {"joined", "apart"}, {"pieces"}, {}},
+        {"", "RMSNormalization", {"pieces", "piece"}, {"of_pieces"}, last},
+        {"", "Reshape", {"of_pieces", "whole"}, {"flat"}, {}},
+        {"", "Sigmoid", {"flat"}, {"share"}, {}},
+        {"", "Mul", {"flat", "share"}, {"gated"}, {}},
+        {"", "Gelu", {"gated"}, {"bent"}, {attribute("approximate", std::string("tanh"))}},
+        {"", "Div", {"bent", "width"}, {"less"}, {}},
+        {"", "Max", {"less", "share"}, {"most"}, {}},
+        {"", "Relu", {"most"}, {"above"}, {}},
+        {"", "Tanh", {"above"}, {"bounded"}, {}},
+        {"com.microsoft", "SkipLayerNormalization", {"x", "bounded", "width", "width", "width"}, {"skipped", "", "", "sum"}, {}},
+        {"com.microsoft", "SkipSimplifiedLayerNormalization", {"sum", "skipped", "width"}, {"simple"}, {}},
+        {"", "LayerNormalization", {"simple", "width", "width"}, {"centered"}, last},
+        {"", "Identity", {"centered"}, {"normed"}, {}},
+        {"", "Range", {"from", "to", "by"}, {"steps"}, {}},
+    };
+    graph.nodes.insert(graph.nodes.end(), more.begin(), more.end());
+    graph.outputs.push_back({"normed", 1, {-1, -1, kWidth}});
+    graph.outputs.push_back({"steps", 7, {-1}});
   }
 
   static std::string raw(const void* from, std::size_t size) { return std::string(static_cast<const char*>(from), size); }
