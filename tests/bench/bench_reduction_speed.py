@@ -13,12 +13,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from edgeslim.runtime import machine
 from edgeslim.runtime.config import read_config
+from edgeslim.runtime.native_library import is_available
+from edgeslim.runtime.native_session import runs_alone
 from edgeslim.runtime.profiler import Profile, profile_bundle
 from edgeslim.runtime.session import OrtSession
 from edgeslim.tokens.flops import shape_of_config
@@ -72,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--engine", choices=("native", "genai", "ort"), help="default: the first that runs all of them")
     return parser
 
 
@@ -118,8 +121,7 @@ def _reduced_copy(source: Path, target: Path, cut: float, prompt_tokens: int, me
 
 def run(bundles: Sequence[Path], args: argparse.Namespace) -> list[Result]:
     """Return the medians of each bundle over `args.rounds` rounds; the first bundle is the dense one."""
-    # One engine for all: the one that can run every bundle.
-    engine = "genai" if all("genai" in read_config(bundle).engines for bundle in bundles) else "ort"
+    engine = args.engine or _engine_of_all(bundles)
     found: dict[Path, list[Profile]] = {bundle: [] for bundle in bundles}
     for number in range(args.rounds):
         first = number % len(bundles)
@@ -129,7 +131,7 @@ def run(bundles: Sequence[Path], args: argparse.Namespace) -> list[Result]:
                 prompt_tokens=args.prompt_tokens,
                 new_tokens=args.new_tokens,
                 threads=args.threads,
-                engine=engine,  # type: ignore[arg-type]
+                engine=engine,
                 repeats=2,
                 warmup=1,
             )
@@ -138,6 +140,13 @@ def run(bundles: Sequence[Path], args: argparse.Namespace) -> list[Result]:
             print(f"{bundle.name}: {prefill:.0f} ms, {profile.decode_ms_p50:.2f} ms a token", file=sys.stderr)
     dense = _medians(found[bundles[0]], args.prompt_tokens)
     return [_result(bundle, found[bundle], dense, args) for bundle in bundles]
+
+
+def _engine_of_all(bundles: Sequence[Path]) -> Literal["native", "genai", "ort"]:
+    """Return the engine that can run every bundle: the native runtime where it needs no onnxruntime for it."""
+    if is_available() and all(runs_alone(bundle) for bundle in bundles):
+        return "native"
+    return "genai" if all("genai" in read_config(bundle).engines for bundle in bundles) else "ort"
 
 
 def _medians(profiles: list[Profile], prompt_tokens: int) -> tuple[float, float]:
