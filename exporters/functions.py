@@ -9,6 +9,7 @@ function of the same name under an overload of its own.
 the operators compute. Offsets are not read here: values lie without gaps, so that counting the masks gives them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -49,6 +50,16 @@ CONV_INPUTS = ("x", "weight", "bias", "past_state")
 SCAN_INPUTS = ("xbc", "dt", "dt_bias", "A_log", "D", "past_state")
 SELECTIVE_SCAN_INPUTS = ("x", "dt", "dt_bias", "A_log", "D", "b", "c", "past_state", "gate")
 OPTIONAL = LINEAR_INPUTS[5:]
+FUNCTION = "function"
+"""A further attribute of a product whose gate, or else x, goes through another function than a gate does by itself."""
+FUNCTIONS: Mapping[str, tuple[str, ...]] = {
+    "silu": ("sigmoid = Sigmoid({0})", "activated = Mul({0}, sigmoid)"),
+    "gelu": ('activated = Gelu <approximate = "none"> ({0})',),
+    "gelu_tanh": ('activated = Gelu <approximate = "tanh"> ({0})',),
+    "relu": ("activated = Relu({0})",),
+    "relu_squared": ("positive_part = Relu({0})", "activated = Mul(positive_part, positive_part)"),
+}
+"""Those functions and how a body computes `activated` from a value."""
 OPSET = 23
 """Opset of the bodies: the first with RMSNormalization."""
 
@@ -60,16 +71,19 @@ _LINEAR_ATTRIBUTES = (*_MATRIX, "activations", "x_start", "gate_start", "epsilon
 
 @dataclass(frozen=True, kw_only=True)
 class LinearVariant:
-    """Which body a PackedLinear node needs: the form of its matrix, the activations, the optional inputs it has."""
+    """Which body a PackedLinear node needs: the form of its matrix, the activations, the optional inputs it has, the
+    function where it names one."""
 
     form: Form
     activations: str = "int8"
     optional: frozenset[str] = frozenset()
+    function: str = ""
 
     @property
     def overload(self) -> str:
         """Name of the overload."""
-        return "_".join([form_name(self.form), self.activations, *(n for n in OPTIONAL if n in self.optional)])
+        parts = [form_name(self.form), self.activations, *(n for n in OPTIONAL if n in self.optional)]
+        return "_".join([*parts, *([self.function] if self.function else [])])
 
 
 def form_name(form: Form) -> str:
@@ -83,7 +97,7 @@ def linear_function(variant: LinearVariant) -> ir.Function:
     """Return the body of PackedLinear for `variant`."""
     form = variant.form
     rounded = variant.activations == "int8" and form.is_integer
-    lines = [*_matrix_lines(form), *_prologue_lines(variant.optional)]
+    lines = [*_matrix_lines(form), *_prologue_lines(variant)]
     if rounded:
         lines += _QUANTIZE
     if rounded and form.bits == 8 and not form.group:
@@ -97,7 +111,8 @@ def linear_function(variant: LinearVariant) -> ir.Function:
             total = f"with_{name}"
     # The last operator writes y itself: from an Identity onnxruntime takes the input, whose width is declared nowhere.
     lines[-1] = f"y = {lines[-1].removeprefix(f'{total} = ')}"
-    return _function(LINEAR, variant.overload, LINEAR_INPUTS, _LINEAR_ATTRIBUTES, lines)
+    attributes = (*_LINEAR_ATTRIBUTES, *([FUNCTION] if variant.function else []))
+    return _function(LINEAR, variant.overload, LINEAR_INPUTS, attributes, lines)
 
 
 def gather_function(form: Form) -> ir.Function:
@@ -311,18 +326,25 @@ def _signed_lines(bits: int, name: str) -> list[str]:
     ]
 
 
-def _prologue_lines(optional: frozenset[str]) -> list[str]:
-    """`t` [..., k]: the columns of x, gated and normalized."""
+def _prologue_lines(variant: LinearVariant) -> list[str]:
+    """`t` [..., k]: the columns of x, gated or through a function, and normalized."""
     lines = [*_columns_lines("x")]
     current = "x_columns"
-    if "gate" in optional:
-        lines += [*_columns_lines("gate"), "sigmoid = Sigmoid(gate_columns)", "silu = Mul(gate_columns, sigmoid)"]
-        lines.append(f"gated = Mul({current}, silu)")
+    if "gate" in variant.optional:
+        lines += [*_columns_lines("gate"), *_function_lines(variant.function or "silu", "gate_columns")]
+        lines.append(f"gated = Mul({current}, activated)")
         current = "gated"
-    if "norm" in optional:
+    elif variant.function:
+        lines += _function_lines(variant.function, current)
+        current = "activated"
+    if "norm" in variant.optional:
         lines.append(f"normed = RMSNormalization <axis = -1, epsilon: float = @epsilon> ({current}, norm)")
         current = "normed"
     return [*lines, f"t = Identity({current})"]
+
+
+def _function_lines(function: str, argument: str) -> list[str]:
+    return [line.format(argument) for line in FUNCTIONS[function]]
 
 
 def _columns_lines(name: str) -> list[str]:

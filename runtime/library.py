@@ -92,6 +92,7 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("bias", "residual", "y")),
         ("tokens", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("float_activations", "threads", "repeats")),
+        ("function", ctypes.c_char_p),
     )
 
 
@@ -143,12 +144,12 @@ class KernelLibrary:
         **operands: Any,
     ) -> npt.NDArray[np.float32]:
         """Return PackedLinear's output [T, n] for `x` [T, X]. `operands`: gate, norm, bias, residual, epsilon,
-        activations."""
+        activations, function."""
         arrays = {"x": x, **{name: operands.get(name) for name in ("gate", "norm", "bias", "residual")}}
         _check_operands(arrays, len(x), attributes["n"], attributes["k"])
         pointers = {name: None if array is None else array.ctypes.data for name, array in arrays.items()}
         y = np.empty((len(x), attributes["n"]), np.float32)
-        gate = operands.get("gate")
+        gate, function = operands.get("gate"), operands.get("function")
         call = _Call(
             **pointers,
             x_stride=x.shape[1],
@@ -159,6 +160,7 @@ class KernelLibrary:
             float_activations=operands.get("activations", "int8") == "float",
             threads=threads,
             repeats=repeats,
+            function=None if function is None else function.encode(),
         )
         matrix, text = _matrix(attributes, tensors), ctypes.create_string_buffer(_TEXT)
         name = None if isa is None else isa.encode()

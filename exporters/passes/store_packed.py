@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from edgeslim.exporters.functions import (
     DOMAIN,
+    FUNCTION,
     VERSION,
     LinearVariant,
     gather_function,
@@ -119,9 +120,8 @@ class StorePacked(ir.passes.InPlacePass):
         attributes = form.attributes(matrix.n, matrix.k)
         if is_linear(node):
             _declare_shape(node)
-            variant = LinearVariant(form=form, activations=self.activations, optional=operands(node))
             attributes["activations"] = self.activations
-            function = linear_function(variant)
+            function = linear_function(_variant(node, form, self.activations))
             for name in ("x_start", "gate_start"):
                 attributes[name] = node.attributes.get_int(name, 0)
             attributes["epsilon"] = node.attributes.get_float("epsilon", 0.0)
@@ -145,11 +145,15 @@ def _declare_shape(node: ir.Node) -> None:
 def set_float_activations(model: ir.Model) -> None:
     """Let the PackedLinear nodes of a stored `model` compute with float32 activations."""
     for node in [node for node in model.graph if is_linear(node)]:
-        variant = LinearVariant(form=_form_of(node), activations="float", optional=operands(node))
-        function = linear_function(variant)
+        function = linear_function(_variant(node, _form_of(node), "float"))
         node.attributes["activations"] = ir.AttrString("activations", "float")
         node.overload = function.overload
         model.functions.setdefault(function.identifier(), function)
+
+
+def _variant(node: ir.Node, form: Form, activations: str) -> LinearVariant:
+    function = node.attributes.get_string(FUNCTION, "")
+    return LinearVariant(form=form, activations=activations, optional=operands(node), function=function)
 
 
 def _form_of(node: ir.Node) -> Form:

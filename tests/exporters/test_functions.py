@@ -12,6 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeslim.exporters.functions import (
+    FUNCTIONS,
     GATHER,
     LINEAR,
     LINEAR_INPUTS,
@@ -82,6 +83,7 @@ def model_of(packed: Packed, variant: LinearVariant) -> bytes:
         epsilon=1e-5,
         x_start=0,
         gate_start=0,
+        **({"function": variant.function} if variant.function else {}),
         **attributes,
     )
     tensors = [name if name in packed.tensors else "" for name in ("values", "scales", "masks", "offsets")]
@@ -111,14 +113,34 @@ def session(model: bytes, *, library: bool) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def reference(values: dict[str, F32], weight: F32, variant: LinearVariant) -> npt.NDArray[np.float64]:
-    """PackedLinear in float64."""
+def exact(function: str, x: F32) -> npt.NDArray[np.float64]:
+    """The function of this name, by torch in float64."""
+    t, f = torch.from_numpy(x).double(), torch.nn.functional
+    results = {
+        "silu": f.silu(t),
+        "gelu": f.gelu(t),
+        "gelu_tanh": f.gelu(t, approximate="tanh"),
+        "relu": f.relu(t),
+        "relu_squared": f.relu(t).square(),
+    }
+    return results[function].numpy()
+
+
+def multiplied(values: dict[str, F32], variant: LinearVariant) -> npt.NDArray[np.float64]:
+    """What PackedLinear multiplies its matrix by, in float64."""
     t = values["x"].astype(np.float64)
     if "gate" in variant.optional:
-        t = t * (values["gate"] / (1 + np.exp(-values["gate"].astype(np.float64))))
+        t = t * exact(variant.function or "silu", values["gate"])
+    elif variant.function:
+        t = exact(variant.function, values["x"])
     if "norm" in variant.optional:
         t = t / np.sqrt((t**2).mean(axis=-1, keepdims=True) + 1e-5) * values["norm"]
-    y = t @ weight.T.astype(np.float64)
+    return t
+
+
+def reference(values: dict[str, F32], weight: F32, variant: LinearVariant) -> npt.NDArray[np.float64]:
+    """PackedLinear in float64."""
+    y = multiplied(values, variant) @ weight.T.astype(np.float64)
     return (
         y
         + (values["bias"] if "bias" in variant.optional else 0)
@@ -160,6 +182,46 @@ def test_kernel_and_body_agree(form: Form, activations: str, optional: frozenset
     )
     assert np.abs(kernel[0] - body[0]).max() <= TOLERANCE * max(1, np.abs(body[0]).max()) * 4 + step
     assert np.array_equal(kernel[1], body[1])
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("optional", [frozenset(), ALL, ALL - {"gate"}], ids=["plain", "all-operands", "no-gate"])
+def test_a_function_is_of_the_gate_or_of_x_in_body_and_kernel(function: str, optional: frozenset[str]) -> None:
+    n, k, tokens = 50, 132, 5
+    for form, activations in ((Form(layout="bitmap", bits=32), "float"), (Form(layout="dense", bits=8), "int8")):
+        packed = pack(weight_of(form, n, k), form)
+        variant = LinearVariant(form=form, activations=activations, optional=optional, function=function)
+        values = {name: array for name, array in operands(tokens, n, k).items() if name in {"x", *optional}}
+        values["gate" if "gate" in optional else "x"] *= 3  # from where a function bends to where it does not
+        expected = reference(values, unpack(packed), variant)
+        half_a_step = 0.501 / 127 * np.abs(multiplied(values, variant)).max() if activations == "int8" else 0
+        rounding = half_a_step * np.abs(unpack(packed)).sum(axis=1).max()
+        for library in (False, True) if LIBRARY is not None else (False,):
+            feed = {**values, "ids": np.array([0])}
+            y = session(model_of(packed, variant), library=library).run(None, feed)[0]
+            assert np.abs(y - expected).max() <= rounding + 10 * TOLERANCE * max(1, np.abs(expected).max())
+
+
+def test_a_gate_by_itself_goes_through_silu_and_its_overload_names_no_function() -> None:
+    form = Form(layout="dense", bits=8)
+    gated = LinearVariant(form=form, optional=frozenset({"gate"}))
+    by_gelu = LinearVariant(form=form, optional=frozenset({"gate"}), function="gelu_tanh")
+    kinds = [[node.op_type for node in linear_function(variant)] for variant in (gated, by_gelu)]
+
+    assert gated.overload == "dense_int8_int8_gate" and by_gelu.overload == "dense_int8_int8_gate_gelu_tanh"
+    assert "Sigmoid" in kinds[0] and "Gelu" not in kinds[0]
+    assert "Gelu" in kinds[1] and "Sigmoid" not in kinds[1]
+
+
+@needs_library
+@pytest.mark.parametrize("function", ["gelu_new", "", "a name that is longer than any buffer for a name is"])
+def test_an_unknown_function_is_an_error_at_load(function: str) -> None:
+    form = Form(layout="dense", bits=8)
+    variant = LinearVariant(form=form, function="gelu")
+    model = onnx.load_from_string(model_of(pack(weight_of(form, 16, 16), form), variant))
+    next(a for a in model.graph.node[0].attribute if a.name == "function").s = function.encode()
+    with pytest.raises(Exception, match="function must be silu, gelu, gelu_tanh, relu or relu_squared"):
+        session(model.SerializeToString(), library=True)
 
 
 @needs_library

@@ -37,6 +37,7 @@ typedef struct {
   float* y;
   int64_t tokens;
   int32_t float_activations, threads, repeats;
+  const char* function;  // by name; null: silu of a gate
 } edgeslim_linear;
 
 // Name of the variant `index`, null after the last; whether this processor runs it.

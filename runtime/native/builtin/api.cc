@@ -89,8 +89,8 @@ struct ForKernels {
   static ort::Status* attribute_string(const ort::KernelInfo* info, const char* name, char* text, std::size_t* size) {
     return guarded([&] {
       const Attribute* found = attribute(info, name);
-      if (!found || !found->has_text || found->text.size() >= *size) return unknown();
-      std::memcpy(text, found->text.c_str(), found->text.size() + 1);
+      if (!found || !found->has_text || (text && found->text.size() >= *size)) return unknown();
+      if (text) std::memcpy(text, found->text.c_str(), found->text.size() + 1);
       *size = found->text.size() + 1;
       return Fault{};
     });

@@ -5,7 +5,7 @@
 
 namespace edgeslim {
 
-enum class Function { add, sub, mul, div, max, relu, sigmoid, tanh, gelu, gelu_tanh };
+enum class Function { add, sub, mul, div, max, none, relu, relu_squared, sigmoid, silu, tanh, gelu, gelu_tanh };
 
 constexpr bool takes_two(Function f) { return f <= Function::max; }
 

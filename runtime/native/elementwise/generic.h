@@ -4,47 +4,9 @@
 #include <cstring>
 
 #include "elementwise/elementwise.h"
-#include "packed_linear/generic.h"
+#include "elementwise/functions.h"
 
 namespace edgeslim {
-
-template <class V>
-static inline V sigmoid(V x) {
-  return V::div(V::set(1.0f), V::add(V::set(1.0f), exponential(V::sub(V::set(0), x))));
-}
-
-// Within 2e-7.
-template <class V>
-static inline V hyperbolic_tangent(V x) {
-  const V one = V::set(1.0f);
-  return V::sub(one, V::div(V::set(2.0f), V::add(one, exponential(V::add(x, x)))));
-}
-
-// erf(x) for x >= 0, within 3e-7. Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 1964, 7.1.26.
-template <class V>
-static inline V error_function(V x) {
-  const V t = V::div(V::set(1.0f), V::fma(V::set(0.3275911f), x, V::set(1.0f)));
-  V p = V::set(1.061405429f);
-  p = V::fma(p, t, V::set(-1.453152027f));
-  p = V::fma(p, t, V::set(1.421413741f));
-  p = V::fma(p, t, V::set(-0.284496736f));
-  p = V::fma(p, t, V::set(0.254829592f));
-  return V::sub(V::set(1.0f), V::mul(V::mul(p, t), exponential(V::sub(V::set(0), V::mul(x, x)))));
-}
-
-// x times the share of a normal distribution below x.
-template <class V>
-static inline V gelu(V x) {
-  const V half = V::mul(V::set(0.5f), x);
-  return V::fma(V::abs(half), error_function(V::mul(V::abs(x), V::set(0.707106781f))), half);
-}
-
-template <class V>
-static inline V gelu_tanh(V x) {
-  const V cube = V::mul(V::mul(x, x), x);
-  const V inner = V::mul(V::set(0.797884561f), V::fma(V::set(0.044715f), cube, x));
-  return V::mul(V::mul(V::set(0.5f), x), V::add(V::set(1.0f), hyperbolic_tangent(inner)));
-}
 
 template <class V, class F>
 static inline void map_sixteens(const Mapping& m, const F& f) {
@@ -63,8 +25,11 @@ static void map_whole(const Mapping& m) {
     case Function::mul: return map_sixteens<V>(m, [](V a, V b) { return V::mul(a, b); });
     case Function::div: return map_sixteens<V>(m, [](V a, V b) { return V::div(a, b); });
     case Function::max: return map_sixteens<V>(m, [](V a, V b) { return V::max(a, b); });
-    case Function::relu: return map_sixteens<V>(m, [](V a, V) { return V::max(a, V::set(0)); });
+    case Function::none: return map_sixteens<V>(m, [](V a, V) { return a; });
+    case Function::relu: return map_sixteens<V>(m, [](V a, V) { return relu(a); });
+    case Function::relu_squared: return map_sixteens<V>(m, [](V a, V) { return V::mul(relu(a), relu(a)); });
     case Function::sigmoid: return map_sixteens<V>(m, [](V a, V) { return sigmoid(a); });
+    case Function::silu: return map_sixteens<V>(m, [](V a, V) { return silu(a); });
     case Function::tanh: return map_sixteens<V>(m, [](V a, V) { return hyperbolic_tangent(a); });
     case Function::gelu: return map_sixteens<V>(m, [](V a, V) { return gelu(a); });
     case Function::gelu_tanh: return map_sixteens<V>(m, [](V a, V) { return gelu_tanh(a); });

@@ -70,6 +70,11 @@ class Runtime {
     return failed(f_.attribute_float(info, name, &value)) ? otherwise : value;
   }
 
+  bool has_text(const KernelInfo* info, const char* name) const {
+    std::size_t size = 0;
+    return !failed(f_.attribute_string(info, name, nullptr, &size));
+  }
+
   // Whether the string attribute `name` is `wanted`.
   bool says(const KernelInfo* info, const char* name, const char* wanted) const {
     char text[32] = {0};

@@ -14,31 +14,10 @@
 #include <type_traits>
 #include <utility>
 
+#include "elementwise/generic.h"
 #include "packed_linear/kernels.h"
 
 namespace edgeslim {
-
-// e^x with a relative error below 2e-7; x is clamped to [-87, 88].
-template <class V>
-static inline V exponential(V x) {
-  x = V::min(V::set(88.0f), V::max(V::set(-87.0f), x));
-  const V n = V::round(V::mul(x, V::set(1.44269504f)));
-  V r = V::fma(n, V::set(-0.693145752f), x);  // ln 2 in two parts
-  r = V::fma(n, V::set(-1.42860677e-6f), r);
-  V p = V::set(1.0f / 720);
-  p = V::fma(p, r, V::set(1.0f / 120));
-  p = V::fma(p, r, V::set(1.0f / 24));
-  p = V::fma(p, r, V::set(1.0f / 6));
-  p = V::fma(p, r, V::set(0.5f));
-  p = V::fma(p, r, V::set(1.0f));
-  p = V::fma(p, r, V::set(1.0f));
-  return V::mul(p, V::power_of_two(n));
-}
-
-template <class V>
-static inline V silu(V x) {
-  return V::div(x, V::add(V::set(1.0f), exponential(V::sub(V::set(0), x))));
-}
 
 template <class V>
 static inline float sum_of_lanes(V v) {
@@ -69,10 +48,15 @@ template <class V>
 static void prologue(const Prologue& in, int64_t token, int64_t k, int64_t padded, float* t) {
   const float* x = in.x + token * in.x_stride;
   const float* gate = in.gate ? in.gate + token * in.gate_stride : nullptr;
+  if (in.function != Function::none) {
+    const float*& argument = gate ? gate : x;
+    map<V>({in.function, argument, nullptr, false, false, t, k});
+    argument = t;
+  }
   V squares = V::set(0);
   by_sixteen(k, [&](int64_t i, auto count) {
     V v = V::load_some(x + i, count);
-    if (gate) v = V::mul(v, silu(V::load_some(gate + i, count)));
+    if (gate) v = V::mul(v, V::load_some(gate + i, count));
     squares = V::fma(v, v, squares);
     v.store_some(t + i, count);
   });

@@ -39,7 +39,7 @@ struct Output {
 };
 
 // What a token goes through before the product, from columns of wider tensors:
-// t = x * silu(gate) where there is a gate; then t = t / rms(t) * norm where there is a norm.
+// t = x * function(gate) where there is a gate, else function(x); then t = t / rms(t) * norm where there is a norm.
 struct Prologue {
   const float* x = nullptr;
   int64_t x_stride = 0;
@@ -47,6 +47,7 @@ struct Prologue {
   int64_t gate_stride = 0;
   const float* norm = nullptr;
   float epsilon = 0;
+  Function function = Function::none;
 };
 
 // Tiles [first, last) of a matrix. The thread is likely to go on at tile `next`, if there is one.

@@ -1,11 +1,13 @@
 // edgeslim::PackedLinear, version 1.
 //
 // y [..., n] = prologue(x) Wᵀ + bias + residual
-//   t = x[..., x_start : x_start + k];  with gate: t *= silu(gate[..., gate_start : gate_start + k])
-//   with norm: t = t / sqrt(mean(t²) + epsilon) * norm
+//   t = x[..., x_start : x_start + k];  with gate: t *= function(gate[..., gate_start : gate_start + k])
+//   without gate, with function: t = function(t);  with norm: t = t / sqrt(mean(t²) + epsilon) * norm
 // Inputs      x, values, scales?, masks?, offsets?, bias? [n], gate? [..., G], norm? [k], residual? [..., n]
 // Attributes  layout "dense" | "bitmap" | "nm"; n, k, bits, group, pattern_n, pattern_m: see layout.h;
-//             activations "int8" (one symmetric scale a token) | "float"; x_start, gate_start; epsilon
+//             activations "int8" (one symmetric scale a token) | "float"; x_start, gate_start; epsilon;
+//             function? "silu" (of a gate also where it is absent) | "gelu" | "gelu_tanh" | "relu" | "relu_squared"; ONNX
+//             calls gelu's approximate "none" and "tanh"
 #include "ort/op.h"
 #include "ort/packed_input.h"
 #include "packed_linear/linear.h"
@@ -32,6 +34,10 @@ struct PackedLinear {
     epsilon = runtime.number(info, "epsilon", 0);
     activations = runtime.says(info, "activations", "float") ? Activations::single : Activations::int8;
     own_threads = runtime.own_threads(info);
+    if (runtime.has_text(info, "function")) {
+      function = find_function([&](const char* name) { return runtime.says(info, "function", name); });
+      if (!function) *wrong = unknown_function();
+    }
     if (x_start < 0 || gate_start < 0) *wrong = fault("x_start and gate_start must not be negative");
   }
 
@@ -59,7 +65,8 @@ struct PackedLinear {
                       gate ? gate.as<const float>() + gate_start : nullptr,
                       gate ? gate.last() : 0,
                       norm ? norm.as<const float>() : nullptr,
-                      epsilon};
+                      epsilon,
+                      function ? *function : gate ? Function::silu : Function::none};
     const Output out{y.as<float>(), w.n, bias ? bias.as<const float>() : nullptr,
                      residual ? residual.as<const float>() : nullptr, w.n};
     Runtime::Threads threads{&runtime, context};
@@ -71,6 +78,7 @@ struct PackedLinear {
   Runtime runtime;
   Packed w;
   Activations activations = Activations::int8;
+  const Function* function = nullptr;
   int64_t x_start = 0, gate_start = 0, own_threads = 0;
   float epsilon = 0;
 };

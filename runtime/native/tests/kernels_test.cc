@@ -17,6 +17,20 @@ constexpr int64_t kOutputs[] = {1, 15, 16, 17, 50};
 constexpr int64_t kInputs[] = {1, 3, 4, 5, 69, 270};  // 270: more than the float path expands at a time
 constexpr double kDensities[] = {0, 0.1, 0.5, 0.9, 1};
 constexpr float kGuard = 12345.5f;
+constexpr double kFunctionError = 1e-6;  // of what x is multiplied by, or of x where there is no gate
+
+// What a gate goes through, or x where there is none, in double precision; the first is what no name says.
+struct Activation {
+  const char* name;
+  double (*exact)(double);
+};
+double silu(double x) { return x / (1 + std::exp(-x)); }
+double gelu(double x) { return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))); }
+double gelu_tanh(double x) { return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
+double relu(double x) { return std::max(x, 0.0); }
+double relu_squared(double x) { return relu(x) * relu(x); }
+constexpr Activation kActivations[] = {{nullptr, silu},           {"silu", silu}, {"gelu", gelu},
+                                       {"gelu_tanh", gelu_tanh}, {"relu", relu}, {"relu_squared", relu_squared}};
 
 std::vector<std::string> runnable() {
   std::vector<std::string> names;
@@ -51,6 +65,7 @@ enum class Inputs { ordinary, zero, tiny, huge, with_nan, with_infinity };
 // What a case multiplies its matrix by: columns of wider tensors, and what is added.
 struct Operands {
   int64_t tokens, x_stride, gate_stride;
+  Activation function;
   bool has_gate, has_norm, has_bias, has_residual;
   Inputs inputs;
   Floats x, gate, norm, bias, residual;
@@ -59,6 +74,7 @@ struct Operands {
       : tokens(t),
         x_stride(m.k + random.below(3)),
         gate_stride(m.k + random.below(3)),
+        function(kActivations[random.below(2) ? 0 : random.below(6)]),
         has_gate(random.below(2)),
         has_norm(random.below(2)),
         has_bias(random.below(2)),
@@ -77,6 +93,7 @@ struct Operands {
   // The same largest input everywhere.
   void make_extreme(float value) {
     has_gate = has_norm = false;
+    function = kActivations[0];
     inputs = Inputs::ordinary;
     std::fill(x.data(), x.data() + x.size(), value);
   }
@@ -89,9 +106,10 @@ struct Operands {
                          : inputs == Inputs::tiny ? 1e-39f
                          : inputs == Inputs::huge ? 1e37f
                                                   : 1.0f;
-    for (int64_t i = 0; i < x.size(); ++i) x.data()[i] *= factor;
-    if (inputs == Inputs::with_nan) x.data()[random.below(x.size())] = NAN;
-    if (inputs == Inputs::with_infinity) x.data()[random.below(x.size())] = -INFINITY;
+    Floats& spoiled = has_gate && random.below(2) ? gate : x;
+    for (int64_t i = 0; i < spoiled.size(); ++i) spoiled.data()[i] *= factor;
+    if (inputs == Inputs::with_nan) spoiled.data()[random.below(spoiled.size())] = NAN;
+    if (inputs == Inputs::with_infinity) spoiled.data()[random.below(spoiled.size())] = -INFINITY;
   }
 };
 
@@ -129,6 +147,7 @@ Run run(const edgeslim_packed& w, const Operands& o, bool single, int32_t thread
   call.float_activations = single;
   call.threads = threads;
   call.repeats = 1;
+  call.function = o.function.name;
   char text[256];
   if (edgeslim_run_linear(&w, &call, isa, text, sizeof text)) {
     std::printf("%s: %s\n", isa, text);
@@ -146,25 +165,34 @@ bool same_bits(const Floats& a, const Floats& b) {
   return true;
 }
 
-std::vector<double> prologue(const Matrix& m, const Operands& o, int64_t token) {
-  std::vector<double> t(std::size_t(m.k));
-  double squares = 0;
-  for (int64_t i = 0; i < m.k; ++i) {
-    double v = o.x.data()[token * o.x_stride + i];
-    const double gate = o.gate.data()[token * o.gate_stride + i];
-    if (o.has_gate) v *= gate / (1 + std::exp(-gate));
-    t[std::size_t(i)] = v;
-    squares += v * v;
+// What a matrix is multiplied by, and how far float32 may be from it beyond its rounding.
+struct Product {
+  std::vector<double> t, slack;
+};
+
+Product prologue(const Matrix& m, const Operands& o, int64_t token) {
+  Product p{std::vector<double>(std::size_t(m.k)), std::vector<double>(std::size_t(m.k))};
+  double squares = 0, slack_squares = 0;
+  for (std::size_t i = 0; i < p.t.size(); ++i) {
+    const double x = o.x.data()[token * o.x_stride + int64_t(i)], gate = o.gate.data()[token * o.gate_stride + int64_t(i)];
+    p.t[i] = o.has_gate ? x * o.function.exact(gate) : o.function.name ? o.function.exact(x) : x;
+    p.slack[i] = o.has_gate ? std::fabs(x) * kFunctionError : o.function.name ? kFunctionError : 0;
+    squares += p.t[i] * p.t[i];
+    slack_squares += p.slack[i] * p.slack[i];
   }
-  for (int64_t i = 0; o.has_norm && i < m.k; ++i)
-    t[std::size_t(i)] *= o.norm.data()[i] / std::sqrt(squares / double(m.k) + 1e-5f);
-  return t;
+  const double inverse = 1 / std::sqrt(squares / double(m.k) + 1e-5f);
+  for (std::size_t i = 0; o.has_norm && i < p.t.size(); ++i) {
+    const double factor = o.norm.data()[i] * inverse;
+    p.slack[i] = std::fabs(factor) * (p.slack[i] + std::fabs(p.t[i]) * std::sqrt(slack_squares / double(m.k)) * inverse);
+    p.t[i] *= factor;
+  }
+  return p;
 }
 
 // Within float32 rounding of k products, and, where activations are rounded to 8 bits, half a step of each of them.
 bool near_dense(const Matrix& m, const Operands& o, bool single, const Floats& y) {
   for (int64_t token = 0; token < o.tokens; ++token) {
-    const std::vector<double> t = prologue(m, o, token);
+    const auto [t, slack] = prologue(m, o, token);
     double largest = 0;
     for (double one : t) largest = std::max(largest, std::fabs(one));
     const double step = single || !m.form.is_integer() ? 0 : largest / 127;
@@ -174,7 +202,7 @@ bool near_dense(const Matrix& m, const Operands& o, bool single, const Floats& y
       for (int64_t i = 0; i < m.k; ++i) {
         const double weight = m.weights[std::size_t(row * m.k + i)];
         sum += weight * t[std::size_t(i)];
-        bound += std::fabs(weight) * (0.501 * step + 1e-5 * std::fabs(t[std::size_t(i)]));
+        bound += std::fabs(weight) * (0.501 * step + 1e-5 * std::fabs(t[std::size_t(i)]) + slack[std::size_t(i)]);
       }
       if (!(std::fabs(y.data()[token * m.n + row] - sum) <= bound)) return false;
     }
@@ -189,9 +217,10 @@ struct Count {
     ++(good ? passed : failed);
     if (good || failed > 20) return;
     const Form& f = m.form;
-    std::printf("%s: layout %d %d:%d bits %d group %d, %lld x %lld, %lld tokens, %s, inputs %d\n", what.c_str(), f.layout,
-                f.pattern_n, f.pattern_m, f.bits, f.group, (long long)m.n, (long long)m.k, (long long)o.tokens,
-                single ? "float" : "int8", int(o.inputs));
+    std::printf("%s: layout %d %d:%d bits %d group %d, %lld x %lld, %lld tokens, %s, inputs %d, %s of %s\n", what.c_str(),
+                f.layout, f.pattern_n, f.pattern_m, f.bits, f.group, (long long)m.n, (long long)m.k, (long long)o.tokens,
+                single ? "float" : "int8", int(o.inputs), o.function.name ? o.function.name : "default",
+                o.has_gate ? "gate" : "x");
   }
 };
 
@@ -214,6 +243,22 @@ void compare(const Matrix& m, const Operands& o, bool single, Random& random, Co
     const Run got = run(w, o, single, threads, skew, name.c_str());
     count->add(got.good && same_bits(got.y, expected.y), m, o, single, name);
   }
+}
+
+bool refuses_unknown_functions() {
+  Random random(1);
+  const Matrix m = Packer(Form{0, 8}, 16, 16, 1, random).pack();
+  const edgeslim_packed w = m.view();
+  float x[16] = {0}, y[16];
+  edgeslim_linear call = {};
+  call.x = x;
+  call.y = y;
+  call.tokens = call.threads = call.repeats = 1;
+  call.function = "gelu_new";
+  char text[256] = {0};
+  const bool refused = edgeslim_run_linear(&w, &call, nullptr, text, sizeof text) && std::strstr(text, "function must be");
+  if (!refused) std::printf("an unknown function is not refused: %s\n", text);
+  return refused;
 }
 
 std::vector<Form> forms() {
@@ -277,6 +322,7 @@ int main(int argc, char** argv) {
     else
       every = std::max(1L, std::atol(argv[i]));
   }
+  if (!refuses_unknown_functions()) return 1;
   bool has_needed = false;
   for (const std::string& name : runnable()) {
     found += (found.empty() ? "" : ", ") + name;
