@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,7 +33,7 @@ needs_library = pytest.mark.skipif(
 )
 TOLERANCE = 1e-5  # float32 sums in another order, values of order 1
 B, T, H, M = 2, 3, 24, 40
-Line = tuple[str, Sequence[str], Sequence[str], dict[str, object]]
+Line = tuple[str, Sequence[str], Sequence[str], dict[str, Any]]
 GATE_AND_UP: list[Line] = [("MatMul", ["x", "G"], ["g"], {}), ("MatMul", ["x", "U"], ["u"], {})]
 DOWN: Line = ("MatMul", ["h", "D"], ["y"], {})
 FAMILIES = {
@@ -232,8 +233,7 @@ def test_the_logits_of_families_stay(bundle: Callable[..., Path], family: str) -
     graph = read_graph(packed / "model.onnx")
 
     assert not {"Gelu", "Relu"} & {node.op_type for node in graph.nodes}
-    sessions = [OrtSession(folder, threads=1) for folder in (plain, packed)]
-    sessions += [NativeSession(packed, threads=1)]
+    sessions = (OrtSession(plain, threads=1), OrtSession(packed, threads=1), NativeSession(packed, threads=1))
     for piece in (list(range(3, 20)), [11, 9], [33]):
         expected, *found = (session.feed(np.array([piece], np.int64)) for session in sessions)
         for logits in found:

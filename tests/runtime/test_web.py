@@ -253,16 +253,17 @@ def test_blocks_and_packed_int8_by_function_bodies_write_pythons_tokens(
     assert 32 in lengths  # not all of them ended at once
 
 
-def test_norms_of_queries_and_keys_by_function_bodies_write_pythons_tokens(
-    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "gpt_neox", "nemotron_h"])
+def test_norms_of_queries_and_keys_and_other_functions_than_silu_write_pythons_tokens(
+    site: Site, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = tmp_path / "bundle"
     bundle.mkdir()
-    export_checkpoint(save_tiny(tmp_path / "c", "qwen3"), bundle, library=False, lowering="kernel", weights="int8")
-    site.add("qwen3", bundle)
+    export_checkpoint(save_tiny(tmp_path / "c", family), bundle, library=False, lowering="kernel", weights="int8")
+    site.add(family, bundle)
     monkeypatch.setenv("EDGESLIM_LIBRARY", "none")
     tokens = _python_tokens(bundle, TextCodec(bundle).encode(PROMPTS[1]), 16)
-    assert site.do("write", "qwen3", PROMPTS[1], 16)["tokens"] == tokens
+    assert site.do("write", family, PROMPTS[1], 16)["tokens"] == tokens
 
 
 def _in_blocks(checkpoint: Path, folder: Path, rows: int) -> Path:

@@ -160,12 +160,21 @@ class Victim {
 struct Inputs {
   int64_t tokens;
   bool single;
-  std::vector<float> x, bias;
+  std::vector<float> x, gate, bias;
+  const char* function = nullptr;
 
   Inputs(const edgeslim_packed& w, Random& random)
-      : tokens(random.below(7)), single(random.below(3) == 0), x(std::size_t(tokens * w.k)), bias(std::size_t(w.n)) {
-    for (float& one : x) one = random.below(500) ? random.value() : random.below(2) ? NAN : INFINITY;
+      : tokens(random.below(7)),
+        single(random.below(3) == 0),
+        x(std::size_t(tokens * w.k)),
+        gate(random.below(3) ? 0 : x.size()),
+        bias(std::size_t(w.n)) {
+    const auto strange = [&] { return random.below(2) ? NAN : INFINITY; };
+    for (std::vector<float>* all : {&x, &gate})
+      for (float& one : *all) one = random.below(500) ? random.value() : strange();
     for (float& one : bias) one = random.value();
+    const char* const functions[] = {nullptr, "silu", "gelu", "gelu_tanh", "relu", "relu_squared"};
+    function = functions[random.below(2) ? 0 : random.below(6)];
     if (random.below(8) == 0) std::fill(x.begin(), x.end(), random.value());
   }
 };
@@ -174,7 +183,9 @@ bool multiplies(const edgeslim_packed& w, const Inputs& in, const char* isa, std
   y->assign(std::size_t(in.tokens * w.n), 0.0f);
   edgeslim_linear call = {};
   call.x = in.x.data();
-  call.x_stride = w.k;
+  call.x_stride = call.gate_stride = w.k;
+  call.gate = in.gate.empty() ? nullptr : in.gate.data();
+  call.function = in.function;
   call.bias = in.bias.data();
   call.y = y->data();
   call.tokens = in.tokens;

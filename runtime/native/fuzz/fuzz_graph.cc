@@ -60,7 +60,10 @@ void change_field(GraphSpec& g, Random& random) {
     }
     case 11: {
       const char* const metrics[] = {"clip", "l1", "l2", "none", "attention", "key-norm"};
-      node.attributes.push_back(attribute("metric", std::string(metrics[random.below(6)])));
+      const char* const functions[] = {"silu", "gelu", "gelu_tanh", "relu", "relu_squared", "gelu_new"};
+      const bool is_metric = random.below(2);
+      const std::string one = (is_metric ? metrics : functions)[random.below(6)];
+      node.attributes.push_back(attribute(is_metric ? "metric" : "function", one));
       break;
     }
     case 10: std::swap(node, one_of(g.nodes, random)); break;

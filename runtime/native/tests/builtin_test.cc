@@ -598,6 +598,9 @@ void refusals() {
     expect(said.find(with) != std::string::npos, std::string(what) + ": " + said);
   };
   expect(refusal(whole.graph.text(), whole.files()).empty(), "the graph as it is");
+  SmallGraph bent = whole;
+  bent.graph.nodes[1].attributes.push_back(attribute("function", std::string("gelu_tanh")));
+  expect(refusal(bent.graph.text(), bent.files()).empty(), "a function of x");
   expect(refusal(whole.graph.text(), whole.files(), false).find("only ONNX Runtime") != std::string::npos, "operators that are not wanted");
   refused("another operator", "only ONNX Runtime", [](GraphSpec& g) { g.nodes[2].op = "Softmax"; });
   refused("another domain", "only ONNX Runtime", [](GraphSpec& g) { g.nodes[1].domain = "com.microsoft"; });
@@ -615,6 +618,8 @@ void refusals() {
   refused("a shape that overflows", "damaged", [](GraphSpec& g) { g.initializers[0].shape = {int64_t{1} << 40, int64_t{1} << 40}; });
   refused("a negative dimension", "damaged", [](GraphSpec& g) { g.initializers[0].shape = {-4}; });
   refused("a type that is not known", "damaged", [](GraphSpec& g) { g.initializers[0].element = 11; });
+  refused("an unknown function", "function must be", [](GraphSpec& g) { g.nodes[1].attributes.push_back(attribute("function", std::string("gelu_new"))); });
+  refused("a long unknown function", "function must be", [](GraphSpec& g) { g.nodes[1].attributes.push_back(attribute("function", std::string(99, 'x'))); });
   refused("weights that do not fit the operator", "values", [](GraphSpec& g) { g.nodes[0].attributes[1] = attribute("n", int64_t{1} << 20); });
   const std::string text = whole.graph.text();
   bool all = true;
