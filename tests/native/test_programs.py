@@ -106,11 +106,10 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The bundled models as packed int8."""
     from edgeslim.exporters.bundle import export_checkpoint
 
-    bundles = [tmp_path_factory.mktemp(family) for family in ("llama", "mamba2")]
-    for bundle in bundles:
-        name = bundle.name.removesuffix("0")
-        export_checkpoint(MODELS / f"tiny-{name}", bundle, weights="int8", lowering="kernel")
-    return bundles
+    bundles = {family: tmp_path_factory.mktemp(family) for family in ("llama", "mamba2")}
+    for family, bundle in bundles.items():
+        export_checkpoint(MODELS / f"tiny-{family}", bundle, weights="int8", lowering="kernel")
+    return list(bundles.values())
 
 
 @pytest.mark.slow

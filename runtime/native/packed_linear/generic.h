@@ -48,7 +48,8 @@ template <class V>
 static void prologue(const Prologue& in, int64_t token, int64_t k, int64_t padded, float* t) {
   const float* x = in.x + token * in.x_stride;
   const float* gate = in.gate ? in.gate + token * in.gate_stride : nullptr;
-  if (in.function != Function::none) {
+  const bool silu_gate = gate && in.function == Function::silu;  // the usual one: in one pass
+  if (in.function != Function::none && !silu_gate) {
     const float*& argument = gate ? gate : x;
     map<V>({in.function, argument, nullptr, false, false, t, k});
     argument = t;
@@ -56,7 +57,10 @@ static void prologue(const Prologue& in, int64_t token, int64_t k, int64_t padde
   V squares = V::set(0);
   by_sixteen(k, [&](int64_t i, auto count) {
     V v = V::load_some(x + i, count);
-    if (gate) v = V::mul(v, V::load_some(gate + i, count));
+    if (gate) {
+      const V g = V::load_some(gate + i, count);
+      v = V::mul(v, silu_gate ? silu(g) : g);
+    }
     squares = V::fma(v, v, squares);
     v.store_some(t + i, count);
   });
