@@ -81,8 +81,12 @@ class SshServer:
             f"  UserKnownHostsFile {self.folder / 'known_hosts'}\n  GlobalKnownHostsFile /dev/null\n"
         )
 
+    def connections(self) -> set[int]:
+        """Return the processes that each serve one connection."""
+        return {process.pid for process in psutil.Process(self._process.pid).children()}
+
     def sessions(self) -> list[psutil.Process]:
-        """Return the server's processes that serve a connection."""
+        """Return the server's processes that serve a connection, and what runs behind them."""
         try:
             return psutil.Process(self._process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
