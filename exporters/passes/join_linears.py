@@ -80,16 +80,19 @@ def _stacked(graph: ir.Graph, parts: list[ir.Node], output: ir.Value) -> ir.Node
     assert x is not None
     node = packed_linear(x, joined([matrix_of(part) for part in parts]), output, first.name)
     set_operand(node, "norm", operand(first, "norm"))
-    set_operand(node, "bias", _stacked_bias(graph, [operand(part, "bias") for part in parts]))
+    if operand(first, "bias") is not None:
+        set_operand(node, "bias", _stacked_bias(graph, [operand(part, "bias") for part in parts]))
     node.attributes.update(first.attributes)
     return node
 
 
-def _stacked_bias(graph: ir.Graph, biases: list[ir.Value | None]) -> ir.Value | None:
-    arrays = [bias.const_value.numpy() for bias in biases if bias is not None and bias.const_value is not None]
-    if not arrays:
-        return None
-    name = "+".join(bias.name or "" for bias in biases if bias is not None)
+def _stacked_bias(graph: ir.Graph, biases: list[ir.Value | None]) -> ir.Value:
+    arrays, names = [], []
+    for bias in biases:
+        assert bias is not None and bias.const_value is not None  # FuseSums takes constants alone for a bias
+        arrays.append(bias.const_value.numpy())
+        names.append(bias.name or "")
+    name = "+".join(names)
     return add_initializer(graph, name, ir.tensor(np.concatenate(arrays), name=name))
 
 

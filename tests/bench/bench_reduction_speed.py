@@ -13,16 +13,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from edgeslim.runtime import machine
-from edgeslim.runtime.config import read_config
-from edgeslim.runtime.native_library import is_available
-from edgeslim.runtime.native_session import runs_alone
+from edgeslim.runtime.engines import Engine
 from edgeslim.runtime.profiler import Profile, profile_bundle
-from edgeslim.runtime.session import OrtSession
+from edgeslim.runtime.session import OrtSession, best_engine
 from edgeslim.tokens.flops import shape_of_config
 from edgeslim.tokens.plan import ReductionPlan, plan_of_config
 from edgeslim.tokens.schedule import scheduled
@@ -142,11 +140,10 @@ def run(bundles: Sequence[Path], args: argparse.Namespace) -> list[Result]:
     return [_result(bundle, found[bundle], dense, args) for bundle in bundles]
 
 
-def _engine_of_all(bundles: Sequence[Path]) -> Literal["native", "genai", "ort"]:
-    """Return the engine that can run every bundle: the native runtime where it needs no onnxruntime for it."""
-    if is_available() and all(runs_alone(bundle) for bundle in bundles):
-        return "native"
-    return "genai" if all("genai" in read_config(bundle).engines for bundle in bundles) else "ort"
+def _engine_of_all(bundles: Sequence[Path]) -> Engine:
+    """Return the engine that ``auto`` means for every bundle, plain onnxruntime where it differs."""
+    engines = {best_engine(bundle) for bundle in bundles}
+    return engines.pop() if len(engines) == 1 else "ort"
 
 
 def _medians(profiles: list[Profile], prompt_tokens: int) -> tuple[float, float]:

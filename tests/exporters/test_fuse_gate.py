@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from stored_graphs import LIBRARY, session_of, stored
 
 from edgeslim.exporters.graph import build_graph
-from edgeslim.exporters.packed import Form
 from edgeslim.exporters.packed_nodes import matrix_of, operand
 from edgeslim.exporters.passes import run_passes
 from edgeslim.exporters.passes.fuse_gate import FuseGate, gated_parts
@@ -21,13 +20,10 @@ from edgeslim.exporters.passes.fuse_norm import FuseNorm
 from edgeslim.exporters.passes.fuse_sums import FuseSums
 from edgeslim.exporters.passes.join_linears import JoinLinears
 from edgeslim.exporters.passes.packed_linears import PackedLinears
-from edgeslim.exporters.passes.store_packed import Choice, StorePacked
 from edgeslim.runtime.graph_file import read_graph
-from edgeslim.runtime.library import find_library
 from edgeslim.runtime.native_session import NativeSession
 from edgeslim.runtime.session import OrtSession
 
-LIBRARY = find_library()
 needs_library = pytest.mark.skipif(
     LIBRARY is None, reason="no kernel library: edgeslim was installed without a compiler"
 )
@@ -71,22 +67,8 @@ def fused(model: ir.Model) -> ir.Model:
     return run_passes(model, [PackedLinears(), FuseNorm(), FuseGate()])
 
 
-def stored(model: ir.Model, scratch: Path) -> ir.Model:
-    """Pack the matrices of `model` in float32, in memory."""
-    choice = Choice(form=Form(layout="dense", bits=32), reason="exact")
-    run_passes(model, [StorePacked(lambda matrix, dense: choice, scratch / "packed", activations="float")])
-    for value in model.graph.initializers.values():
-        assert value.const_value is not None
-        value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
-    return model
-
-
 def outputs(model: ir.Model, *, library: bool = False) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    if library:
-        options.register_custom_ops_library(str(LIBRARY))
-    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, ["CPUExecutionProvider"])
+    session = session_of(model, library=library)
     x = 2 * np.random.default_rng(1).standard_normal((B, T, H)).astype(np.float32)
     return [np.asarray(y) for y in session.run(None, {"x": x})]
 

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 from families import save_tiny
 from safetensors.torch import load_file, save_file
+from stored_graphs import LIBRARY, session_of, stored
 
 from edgeslim.exporters.graph import build_graph
-from edgeslim.exporters.packed import Form
 from edgeslim.exporters.packed_nodes import linear_nodes, matrix_of, operand
 from edgeslim.exporters.passes import run_passes
 from edgeslim.exporters.passes.fuse_attention import FuseAttention
@@ -23,14 +22,11 @@ from edgeslim.exporters.passes.fuse_sums import FuseSums
 from edgeslim.exporters.passes.join_linears import JoinLinears
 from edgeslim.exporters.passes.packed_linears import PackedLinears
 from edgeslim.exporters.passes.split_skip_norms import SplitSkipNorms
-from edgeslim.exporters.passes.store_packed import Choice, StorePacked
 from edgeslim.runtime.inspection import inspect_bundle
-from edgeslim.runtime.library import find_library
 from edgeslim.runtime.manifest import Manifest
 from edgeslim.runtime.native_session import NativeSession
 from edgeslim.runtime.session import OrtSession
 
-LIBRARY = find_library()
 needs_library = pytest.mark.skipif(
     LIBRARY is None, reason="no kernel library: edgeslim was installed without a compiler"
 )
@@ -65,24 +61,9 @@ def attentions(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph if node.op_type == "GroupQueryAttention"]
 
 
-def stored(model: ir.Model, scratch: Path) -> ir.Model:
-    """Pack the matrices of `model` in float32, in memory."""
-    form = Form(layout="dense", bits=32)
-    choice = Choice(form=form, reason="exact")
-    run_passes(model, [StorePacked(lambda matrix, dense: choice, scratch / "packed", activations="float")])
-    for value in model.graph.initializers.values():
-        assert value.const_value is not None
-        value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
-    return model
-
-
 def logits(model: ir.Model, *, library: bool = False) -> list[np.ndarray]:
     """Logits of a prompt of 21 tokens and of two single tokens after it."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    if library:
-        options.register_custom_ops_library(str(LIBRARY))
-    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, ["CPUExecutionProvider"])
+    session = session_of(model, library=library)
     names = [output.name for output in session.get_outputs()]
     states: dict[str, np.ndarray] = {}
     for value in session.get_inputs():

@@ -82,14 +82,12 @@ int32_t edgeslim_run_linear(const edgeslim_packed* w, const edgeslim_linear* cal
   if (Fault wrong = read(*w, &packed)) return say(wrong, text, size);
   const Kernels* kernels = find(isa);
   if (!kernels) return say(fault("this processor or library does not run kernels for %s", isa), text, size);
-  Prologue in{call->x, call->x_stride, call->gate, call->gate_stride, call->norm, call->epsilon};
+  const Function* named = nullptr;
   if (call->function) {
-    const Function* named = find_function([&](const char* name) { return !std::strcmp(name, call->function); });
+    named = find_function([&](const char* name) { return !std::strcmp(name, call->function); });
     if (!named) return say(unknown_function(), text, size);
-    in.function = *named;
-  } else if (call->gate) {
-    in.function = Function::silu;
   }
+  const Prologue in{call->x, call->x_stride, call->gate, call->gate_stride, call->norm, call->epsilon, applied(named, call->gate)};
   const Output out{call->y, packed.n, call->bias, call->residual, packed.n};
   int32_t threads = call->threads;
   const Pool pool = threads > 1 ? fresh_threads(&threads) : Pool{};

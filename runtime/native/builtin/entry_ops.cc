@@ -48,12 +48,7 @@ Fault of_one(const Call& call, Function function) {
   Tensor* y = call.output(0, ort::kFloat, x->shape, &wrong);
   if (!y) return wrong;
   in_pieces(call.pool, entries_of(*x), sizeof(float), [&](std::size_t first, std::size_t last) {
-    Mapping m;
-    m.function = function;
-    m.a = x->as<const float>() + first;
-    m.y = y->as<float>() + first;
-    m.count = int64_t(last - first);
-    chosen().map(m);
+    chosen().map({function, x->as<const float>() + first, nullptr, false, false, y->as<float>() + first, int64_t(last - first)});
   });
   return {};
 }
@@ -62,18 +57,11 @@ Fault of_one(const Call& call, Function function) {
 
 void map_pairs(const Pool& pool, Function function, const Spread& spread, const float* a, const float* b, float* y) {
   const std::size_t run = spread.run(), rows = spread.rows();
-  Mapping all;
-  all.function = function;
-  all.single_a = spread.single_a();
-  all.single_b = spread.single_b();
+  const bool single_a = spread.single_a(), single_b = spread.single_b();
   const auto part = [&](std::size_t row, std::size_t first, std::size_t last) {
     const auto [from_a, from_b] = spread.starts(row);
-    Mapping m = all;
-    m.a = a + from_a + (m.single_a ? 0 : first);
-    m.b = b + from_b + (m.single_b ? 0 : first);
-    m.y = y + row * run + first;
-    m.count = int64_t(last - first);
-    chosen().map(m);
+    chosen().map({function, a + from_a + (single_a ? 0 : first), b + from_b + (single_b ? 0 : first), single_a, single_b,
+                  y + row * run + first, int64_t(last - first)});
   };
   if (rows == 1) return in_pieces(pool, run, sizeof(float), [&](std::size_t first, std::size_t last) { part(0, first, last); });
   in_pieces(pool, rows, run * sizeof(float), [&](std::size_t first, std::size_t last) {

@@ -28,17 +28,18 @@ constexpr int64_t kMostRange = int64_t{1} << 31;
 Fault gather(const Call& call) {
   const Tensor *x = call.input(0), *indices = call.input(1);
   if (!x || !is_index(indices)) return lacking();
-  const int64_t axis = settled_axis(call.node.integer("axis", 0), x->shape.size());
-  if (axis < 0) return fault("axis is out of range");
-  Shape shape(x->shape.begin(), x->shape.begin() + axis);
+  std::size_t axis = 0;
+  if (Fault wrong = find_axis(call, *x, &axis)) return wrong;
+  const auto at = x->shape.begin() + int64_t(axis);
+  Shape shape(x->shape.begin(), at);
   shape.insert(shape.end(), indices->shape.begin(), indices->shape.end());
-  shape.insert(shape.end(), x->shape.begin() + axis + 1, x->shape.end());
+  shape.insert(shape.end(), at + 1, x->shape.end());
   Fault wrong;
   Tensor* y = call.output(0, x->element, shape, &wrong);
   if (!y) return wrong;
-  const std::size_t before = product(x->shape, 0, std::size_t(axis)), count = entries_of(*indices);
-  const std::size_t piece = product(x->shape, std::size_t(axis) + 1, x->shape.size()) * element_bytes(x->element);
-  const int64_t length = x->shape[std::size_t(axis)];
+  const std::size_t before = product(x->shape, 0, axis), count = entries_of(*indices);
+  const std::size_t piece = product(x->shape, axis + 1, x->shape.size()) * element_bytes(x->element);
+  const int64_t length = x->shape[axis];
   char* to = y->as<char>();
   for (std::size_t b = 0; b < before; ++b)
     for (std::size_t i = 0; i < count; ++i, to += piece) {

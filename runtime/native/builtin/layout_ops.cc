@@ -86,9 +86,8 @@ Fault squeeze(const Call& call) {
 Fault split(const Call& call) {
   const Tensor* x = call.input(0);
   if (!x) return lacking();
-  const int64_t signed_axis = settled_axis(call.node.integer("axis", 0), x->shape.size());
-  if (signed_axis < 0) return fault("axis is out of range");
-  const auto axis = std::size_t(signed_axis);
+  std::size_t axis = 0;
+  if (Fault wrong = find_axis(call, *x, &axis)) return wrong;
   Shape parts, shape = x->shape;
   if (Fault wrong = part_lengths(call.input(1), shape[axis], call.node.outputs.size(), &parts)) return wrong;
   const std::size_t rows = product(x->shape, 0, axis);
@@ -110,9 +109,8 @@ Fault split(const Call& call) {
 Fault concat(const Call& call) {
   const Tensor* x = call.input(0);
   if (!x) return lacking();
-  const int64_t signed_axis = settled_axis(call.node.integer("axis", 0), x->shape.size());
-  if (signed_axis < 0) return fault("axis is out of range");
-  const auto axis = std::size_t(signed_axis);
+  std::size_t axis = 0;
+  if (Fault wrong = find_axis(call, *x, &axis)) return wrong;
   Shape shape = x->shape;
   shape[axis] = 0;
   for (const Tensor* part : call.inputs) {

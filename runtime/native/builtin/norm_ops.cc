@@ -33,14 +33,7 @@ float mean_of(const float* x, std::size_t width) {
 }
 
 void map_row(Function function, const float* a, const float* b, bool single_b, std::size_t width, float* y) {
-  Mapping m;
-  m.function = function;
-  m.a = a;
-  m.b = b;
-  m.single_b = single_b;
-  m.y = y;
-  m.count = int64_t(width);
-  chosen().map(m);
+  chosen().map({function, a, b, false, single_b, y, int64_t(width)});
 }
 
 void norm_rows(const Pool& pool, const Rows& rows, const float* x, float* y) {

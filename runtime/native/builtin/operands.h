@@ -30,6 +30,13 @@ inline int64_t settled_axis(int64_t axis, std::size_t rank) {
   return axis >= 0 && axis < int64_t(rank) ? axis : -1;
 }
 
+// The attribute axis of the node, 0 where it names none, as one of x's.
+inline Fault find_axis(const Call& call, const Tensor& x, std::size_t* axis) {
+  const int64_t settled = settled_axis(call.node.integer("axis", 0), x.shape.size());
+  *axis = std::size_t(settled);
+  return settled < 0 ? fault("axis is out of range") : Fault{};
+}
+
 constexpr std::size_t kPieceBytes = 64 << 10;  // of what a thread is given: less is done sooner than shared out
 
 // Calls f(first, last) for pieces of [0, count), an entry of which has `bytes` bytes, on the pool's threads.

@@ -131,11 +131,7 @@ Fault Program::check_inputs(const Step& step, const Run& run) const {
 
 Fault Program::run_steps(Run* run, const std::atomic<bool>& terminate) const {
   std::vector<const Tensor*> inputs;
-  const Pool pool = {threads_.get(),
-                     [](void* owner, Pool::Task task, std::size_t count, void* data) {
-                       static_cast<ThreadPool*>(owner)->run(task, count, data);
-                     },
-                     threads_->count()};
+  const Pool pool = threads_->view();
   for (std::size_t i = 0; i < steps_.size(); ++i) {
     const Step& step = steps_[i];
     if (terminate.load(std::memory_order_relaxed)) return fault("stopped");

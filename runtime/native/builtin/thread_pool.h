@@ -25,6 +25,12 @@ class ThreadPool {
 
   int count() const { return count_; }
 
+  // This pool as kernels and operators know one. It must live longer.
+  Pool view() {
+    return {this, [](void* owner, Pool::Task task, std::size_t count, void* data) { static_cast<ThreadPool*>(owner)->run(task, count, data); },
+            count_};
+  }
+
   // Calls task(data, i) for every i in [0, count) and returns when all are done. A second caller, and a task that calls
   // this, do their work alone.
   void run(Pool::Task task, std::size_t count, void* data);

@@ -81,6 +81,7 @@ struct Kernels {
   void (*scan)(const Scan&);
   // Channels [first, last), a multiple of 16 apart from the last, of one sequence.
   void (*scan_selectively)(const SelectiveScan&, int64_t first, int64_t last);
+  // A function of each entry.
   void (*map)(const Mapping&);
 };
 

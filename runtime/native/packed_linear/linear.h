@@ -27,6 +27,11 @@ const Function* find_function(Is is) {
   return nullptr;
 }
 
+// What is applied where `named` is asked for, null: none by name.
+static inline Function applied(const Function* named, bool gated) {
+  return named ? *named : gated ? Function::silu : Function::none;
+}
+
 static inline Fault unknown_function() { return fault("function must be silu, gelu, gelu_tanh, relu or relu_squared"); }
 
 // Runs on `kernels` for `tokens` tokens; false where memory is out. `w` has passed `check`.

@@ -66,7 +66,7 @@ struct PackedLinear {
                       gate ? gate.last() : 0,
                       norm ? norm.as<const float>() : nullptr,
                       epsilon,
-                      function ? *function : gate ? Function::silu : Function::none};
+                      applied(function, bool(gate))};
     const Output out{y.as<float>(), w.n, bias ? bias.as<const float>() : nullptr,
                      residual ? residual.as<const float>() : nullptr, w.n};
     Runtime::Threads threads{&runtime, context};

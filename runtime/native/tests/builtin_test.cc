@@ -163,13 +163,8 @@ Fault apply(const char* op, std::vector<const Tensor*> inputs, std::map<std::str
                                 return &to->tensor;
                               }};
   ThreadPool pool(threads);
-  const Pool of_call = {&pool,
-                        [](void* owner, Pool::Task task, std::size_t count, void* data) {
-                          static_cast<ThreadPool*>(owner)->run(task, count, data);
-                        },
-                        threads};
   const bool skips = !std::strncmp(op, "Skip", 4);
-  return standard_op(skips ? "com.microsoft" : "", op)->run({node, inputs, output, of_call});
+  return standard_op(skips ? "com.microsoft" : "", op)->run({node, inputs, output, pool.view()});
 }
 
 std::vector<int64_t> integers(const Made& made) {
